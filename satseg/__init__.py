@@ -1,0 +1,61 @@
+"""satseg: multispectral scenes in, scored and georeferenced polygons out.
+
+The public names are resolved when first used, so that ``import satseg`` costs milliseconds and
+torch is imported only by what needs it. `pipeline` is where the story is told.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from satseg.errors import SatsegError
+    from satseg.grid import Grid
+    from satseg.imagery.labels import rasterize
+    from satseg.imagery.scene import Scene, open_scene
+    from satseg.learning.bundle import Model, load_model
+    from satseg.pipeline import detect, predict, train
+    from satseg.raster import Raster
+    from satseg.scoring.report import Report
+    from satseg.scoring.score import score
+    from satseg.vector.features import read_features, write_features
+    from satseg.vector.polygonize import polygonize
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "open_scene": "satseg.imagery.scene",
+    "Scene": "satseg.imagery.scene",
+    "Raster": "satseg.raster",
+    "Grid": "satseg.grid",
+    "read_features": "satseg.vector.features",
+    "write_features": "satseg.vector.features",
+    "train": "satseg.pipeline",
+    "load_model": "satseg.learning.bundle",
+    "Model": "satseg.learning.bundle",
+    "detect": "satseg.pipeline",
+    "predict": "satseg.pipeline",
+    "polygonize": "satseg.vector.polygonize",
+    "rasterize": "satseg.imagery.labels",
+    "score": "satseg.scoring.score",
+    "Report": "satseg.scoring.report",
+    "SatsegError": "satseg.errors",
+}
+
+__all__ = [
+    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "load_model", "Model",
+    "detect", "predict", "polygonize", "rasterize", "score", "Report", "SatsegError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'satseg' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,93 @@
+"""Options and printing that several sub-commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from satseg.progress import Progress, silent
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+output_option = click.option("-o", "--output", required=True, type=click.Path(), help="File to write.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+sensor_option = click.option("--sensor", metavar="NAME", help="Sensor spec that names the bands; a name or a TOML file.")
+src_crs_option = click.option("--src-crs", metavar="CRS", help="CRS of scenes that state none, such as EPSG:32633.")
+field_option = click.option("--field", metavar="NAME", help="Label attribute that holds the class.")
+classes_option = click.option("--classes", metavar="A,B", callback=lambda *a: split(a[2]), help="Class names in order.")
+scene_files_option = click.option(
+    "--scene-files", metavar="A,B", callback=lambda *a: split(a[2]), help="One scene in several files."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+bounds_option = click.option(
+    "--bounds", type=float, nargs=4, metavar="LEFT BOTTOM RIGHT TOP", help="Only this part of the scene."
+)
+
+
+def split(text: str | None) -> tuple[str, ...] | None:
+    """``a,b`` as ("a", "b"); None stays None."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+def scene_argument(text: str) -> str | list[str]:
+    """One scene as typed: a path, or several files of one scene as ``red.tif,nir.tif``."""
+    return text if "," not in text or Path(text).exists() else list(split(text) or ())
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def progress_bar(ctx: click.Context) -> Iterator[Progress]:
+    """A bar on stderr when that is a terminal, a line every tenth otherwise, nothing with ``-q``."""
+    if ctx.obj["quiet"]:
+        yield silent
+    elif sys.stderr.isatty():
+        with _rich_bar() as progress:
+            yield progress
+    else:
+        yield _Lines()
+
+
+@contextmanager
+def _rich_bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: float, total: float, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, note=note)
+            bar.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield report
+
+
+class _Lines:
+    """Progress for logs: one line per tenth of a stage."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._started = time.monotonic()
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        tenth = int(10 * done / total) if total else 10
+        if tenth > self._last.get(stage, -1):
+            self._last[stage] = tenth
+            seconds = time.monotonic() - self._started
+            click.echo(f"{stage} {10 * tenth:3d} %  {seconds:6.0f} s  {note}".rstrip(), err=True)

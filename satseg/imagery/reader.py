@@ -1,0 +1,161 @@
+"""SceneReader: windows of a scene from files that stay open.
+
+Every thread and process opens files of its own, since a GDAL handle shared between threads returns wrong
+pixels without saying so; they stay open, since opening costs more than reading a window. Files are opened by
+the function that `scene` hands in.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from rasterio.windows import Window
+
+from satseg.errors import GridError
+from satseg.grid import SNAP_PX, Grid
+from satseg.imagery.drivers import gdal_env
+from satseg.imagery.reading import FilePlan, Pixels, plan_reads, read_native
+from satseg.imagery.sources import Dataset, SourceFile
+from satseg.raster import Raster
+
+if TYPE_CHECKING:
+    from satseg.imagery.scene import Scene
+
+Handles: TypeAlias = dict[str, Dataset]
+_INHERITED: list[Handles] = []
+"""Files that a parent process had open: closing them after a fork could wait for ever on GDAL's locks."""
+
+
+class SceneReader:
+    """Reads windows of a scene, keeping its files open; a context manager.
+
+    Safe to use from many threads and after a fork, and picklable.
+
+    Parameters
+    ----------
+    scene : Scene
+    opener : callable
+        Opens the dataset of a source file; picklable.
+    """
+
+    def __init__(self, scene: Scene, opener: Callable[[SourceFile], Dataset]) -> None:
+        self.scene = scene
+        self._opener = opener
+        self._dtype = scene.dtype
+        self._plans: dict[tuple[str, ...], tuple[FilePlan, ...]] = {}
+        self._handles: dict[tuple[int, int], Handles] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SceneReader, (self.scene, self._opener))
+
+    def __enter__(self) -> SceneReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files of all threads of this process, whose reads are over; a later read reopens them."""
+        for key in list(self._handles):
+            if key[0] == os.getpid():
+                for dataset in self._handles.pop(key, {}).values():
+                    dataset.close()
+
+    def read(self, window: Window, bands: Sequence[str] | None = None) -> Raster:
+        """Return the pixels of `window` of the scene's grid.
+
+        Parameters
+        ----------
+        window : Window
+            Whole pixels; may overhang the grid: pixels outside are not valid and hold 0.
+        bands : sequence of str, optional
+            All when left out.
+
+        Returns
+        -------
+        Raster, (C, H, W) of the scene's dtype
+
+        Raises
+        ------
+        GridError
+            The window is empty or cuts pixels.
+        BandError
+            Unknown bands.
+        InputError
+            Blocks of a file are damaged, or the file is gone.
+        """
+        window = whole_window(window)
+        names = self.scene.bands if bands is None else tuple(bands)
+        plans = self._plans.get(names) or self._plan(names)
+        with gdal_env():
+            pieces = [plan.read(self._dataset(plan.file), window) for plan in plans]
+        data, valid = _assemble(plans, pieces, count=len(names))
+        return Raster(data, self.scene.grid.crop(window), names, valid)  # type: ignore[arg-type]
+
+    def overview(self, bands: Sequence[str], *, height: int, width: int) -> Raster:
+        """Return `bands`, all of one file, decimated to `height` x `width` from overviews: for pictures."""
+        sources = self.scene.select(bands).sources
+        file = sources[0].file
+        own = file.grid
+        with gdal_env():
+            data, valid = read_native(
+                self._dataset(file), file, sources, window=own.window, out_shape=(height, width)
+            )
+        transform = own.transform * own.transform.scale(own.width / width, own.height / height)
+        return Raster(data, Grid(height, width, transform, own.crs), tuple(bands), valid)  # type: ignore[arg-type]
+
+    def _plan(self, names: tuple[str, ...]) -> tuple[FilePlan, ...]:
+        sources = tuple(self.scene.sources[i] for i in self.scene.indexes(names))
+        self._plans[names] = plan_reads(sources, self.scene.grid, self._dtype)
+        return self._plans[names]
+
+    def _dataset(self, file: SourceFile) -> Dataset:
+        """Return the file as this thread of this process has it open."""
+        # Thread numbers are used again once a thread has ended, and so are its files then.
+        key = (os.getpid(), threading.get_ident())
+        own = self._handles.get(key)
+        if own is None:
+            _INHERITED.extend(handles for (process, _), handles in self._handles.items() if process != key[0])
+            own = self._handles[key] = {}
+        if file.path not in own:
+            own[file.path] = self._opener(file)
+        return own[file.path]
+
+
+def whole_window(window: Window) -> Window:
+    """Return `window` with whole numbers.
+
+    Raises
+    ------
+    GridError
+        It is empty or its edges lie inside pixels.
+    """
+    edges = (window.col_off, window.row_off, window.width, window.height)
+    whole = tuple(map(round, edges))
+    if max(abs(a - b) for a, b in zip(edges, whole, strict=True)) > SNAP_PX or min(whole[2:]) < 1:
+        raise GridError(
+            f"window {window} is empty or cuts pixels", hint="give whole, positive sizes", code="E-GRID-101"
+        )
+    return window if edges == whole else Window(*whole)
+
+
+def _assemble(plans: Sequence[FilePlan], pieces: Sequence[Pixels], *, count: int) -> Pixels:
+    """Put the pieces in the order of the scene's bands; valid where all of them are."""
+    if len(plans) == 1 and plans[0].places == tuple(range(count)):
+        return pieces[0]
+    data = np.empty((count, *pieces[0][0].shape[1:]), plans[0].dtype)
+    masks = [valid for _, valid in pieces if valid is not None]
+    for plan, (own, _) in zip(plans, pieces, strict=True):
+        data[list(plan.places)] = own
+    if not masks:
+        return data, None
+    valid = np.logical_and.reduce(masks)
+    data[:, ~valid] = 0
+    return data, valid

@@ -1,0 +1,328 @@
+"""Scenes: one file or many, of any resolution and CRS, read window by window onto one grid.
+
+`open_scene` reads metadata only and returns a `Scene`, an immutable value that can be pickled to workers. A
+`SceneReader` keeps files open and reads windows. Rasters are opened here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, TypeAlias
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from satseg.crs import Bounds, CRSLike, describe, same_crs
+from satseg.errors import BandError, CRSError, GridError, InputError, UsageError
+from satseg.grid import Grid
+from satseg.imagery.bands import BandMap, name_bands
+from satseg.imagery.drivers import DEFAULT_DRIVERS, choose_drivers, gdal_env
+from satseg.imagery.mapping import meets
+from satseg.imagery.reader import SceneReader
+from satseg.imagery.reading import scene_dtype
+from satseg.imagery.resampling import METHODS
+from satseg.imagery.sources import BandSource, Dataset, SourceFile, check_places, inspect
+from satseg.imagery.summary import scene_html, scene_info
+from satseg.raster import Raster
+from satseg.specs import SensorSpec, sensor_spec
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+SAME_GSD = 1e-3
+"""Files whose pixel sizes differ by less than this share are equally fine: the first of them leads."""
+MIN_TITLE = 3
+_QUIET = threading.Lock()
+
+
+def open_scene(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    sensor: str | SensorSpec | None = None,
+    bands: BandMap | None = None,
+    gsd: float | None = None,
+    src_crs: CRSLike | None = None,
+    resampling: str = "auto",
+    drivers: Sequence[str] = DEFAULT_DRIVERS,
+) -> Scene:
+    """Return the scene in one file or many, on the grid of the finest file; reads no pixels.
+
+    Parameters
+    ----------
+    paths : path-like, or a sequence of them
+        Files whose bands make up the scene: one per band, a stack, or PAN and multispectral.
+    sensor : str or SensorSpec, optional
+        Names the bands (see `satseg.imagery.bands`); recognised by file name when left out.
+    bands : optional
+        Names in file order; or name -> 1-based band number of one file; or name -> path or (path, number).
+    gsd : float, optional
+        Ground sampling distance to read at, in metres.
+    src_crs : optional
+        CRS of files that state none.
+    resampling : {"auto", "nearest", "bilinear", "cubic", "average"}
+        For bands whose pixels are not the grid's (see `satseg.imagery.resampling`).
+    drivers : sequence of str
+        GDAL drivers that may open the files.
+
+    Raises
+    ------
+    InputError
+        A file is missing, empty, damaged, or of a kind that is not opened.
+    CRSError, GridError
+        Files without a place, with no common ground, or in part without CRS.
+    BandError
+        Band names repeat or do not fit the files.
+    UsageError
+        No paths, or an unknown resampling method.
+    """
+    names = [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    if not names:
+        raise UsageError("a scene needs at least one file")
+    if resampling not in METHODS:
+        raise UsageError(f"resampling {resampling!r} is none of {METHODS}")
+    spec = sensor_spec(sensor) if isinstance(sensor, str | os.PathLike) else sensor
+    files = [_inspect(name, src_crs, drivers) for name in names]
+    check_places(files)
+    naming = name_bands(files, bands=bands, sensor=spec, resampling=resampling)
+    grid = _finest([source.file for source in naming.bands])
+    said = (*(text for file in files for text in file.warnings), *naming.warnings)
+    scene = Scene(_title(names), grid, naming.bands, naming.sensor, naming.how, said)
+    scene.check_ground()
+    return scene if gsd is None else scene.at_gsd(gsd)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Bands on one grid, and where their pixels come from. Made by `open_scene`.
+
+    Parameters
+    ----------
+    name : str
+        The file's stem, or what the stems of several files begin with.
+    grid : Grid
+        What reads lie on; the finest file's unless changed.
+    sources : tuple of BandSource
+        One per band: name, path, index, dtype, nodata, scale, offset, grid, resampling.
+    sensor : str or None
+        The sensor spec in use.
+    naming : str
+        How the bands came by their names.
+    warnings : tuple of str
+        What is odd about the files.
+    """
+
+    name: str
+    grid: Grid
+    sources: tuple[BandSource, ...]
+    sensor: str | None = None
+    naming: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Band names, in order."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that bands come from, in order of first use."""
+        return tuple(dict.fromkeys(source.path for source in self.sources))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of every read: the files' when values stay as stored, else float32, or float64 for wide ones."""
+        return scene_dtype(self.sources, self.grid)
+
+    def select(self, bands: Sequence[str]) -> Scene:
+        """Return the scene with only `bands`, in that order; its dtype may be narrower.
+
+        Raises
+        ------
+        BandError
+            The scene lacks one, or none is given.
+        """
+        wanted = [bands] if isinstance(bands, str) else list(bands)
+        return replace(self, sources=tuple(self.sources[i] for i in self.indexes(wanted)))
+
+    def indexes(self, bands: Sequence[str]) -> tuple[int, ...]:
+        """Return where `bands` stand among this scene's; raises BandError as `select`."""
+        missing = tuple(name for name in bands if name not in self.bands)
+        if missing or not bands or len(set(bands)) < len(bands):
+            fault = f", not {missing}" if missing else f"; {tuple(bands)} are none or repeat"
+            hint = "name them by sensor= or bands=" if missing else "give one or more different names"
+            raise BandError(f"scene has bands {self.bands}{fault}", hint=hint, code="E-BAND-101")
+        return tuple(self.bands.index(name) for name in bands)
+
+    def at_gsd(self, gsd_m: float) -> Scene:
+        """Return the scene read with pixels `gsd_m` metres long (units of the transform without a CRS)."""
+        return replace(self, grid=self.grid.at_gsd(gsd_m))
+
+    def on_grid(self, grid: Grid) -> Scene:
+        """Return the scene read on `grid`, which may be in another CRS.
+
+        Raises
+        ------
+        CRSError, GridError
+            One has a CRS and the other has none, or they have no common ground.
+        """
+        if (grid.crs is None) != (self.grid.crs is None):
+            raise CRSError(
+                f"scene {self.name} is in {describe(self.grid.crs)}, the grid in {describe(grid.crs)}",
+                code="E-CRS-105",
+            )
+        moved = replace(self, grid=grid)
+        moved.check_ground()
+        return moved
+
+    def check_ground(self) -> None:
+        """Raise CRSError or GridError when a file has no ground in common with the scene's grid."""
+        for file in {source.path: source.file for source in self.sources}.values():
+            if not meets(file.grid, self.grid):
+                raise _apart(file, self.grid)
+
+    def read(
+        self,
+        *,
+        window: Window | None = None,
+        bounds: Bounds | None = None,
+        bounds_crs: CRSLike | None = None,
+        bands: Sequence[str] | None = None,
+        gsd: float | None = None,
+    ) -> Raster:
+        """Return pixels of a window or of bounds; the whole scene when neither is given.
+
+        Parameters
+        ----------
+        window : Window, optional
+            In pixels of the grid that is read (so at `gsd`); may overhang it.
+        bounds : (left, bottom, right, top), optional
+            Read the smallest window that covers them, clipped to the scene.
+        bounds_crs : optional
+            CRS of `bounds`; the scene's when left out.
+        bands : sequence of str, optional
+            All when left out.
+        gsd : float, optional
+            Ground sampling distance in metres; the scene's when left out.
+
+        Returns
+        -------
+        Raster, (C, H, W) of the scene's dtype
+
+        Raises
+        ------
+        UsageError
+            Both a window and bounds.
+        InputError
+            Blocks of a file are damaged.
+        BandError, GridError, CRSError
+            Unknown bands; an empty window; bounds that do not touch the scene.
+        """
+        if window is not None and bounds is not None:
+            raise UsageError("give a window or bounds, not both")
+        scene = self if gsd is None else self.at_gsd(gsd)
+        scene = scene if bands is None else scene.select(bands)
+        if bounds is not None:
+            window = scene.grid.window_of(bounds, bounds_crs)
+        with scene.reader() as reader:
+            return reader.read(scene.grid.window if window is None else window)
+
+    def reader(self) -> SceneReader:
+        """Return a reader that keeps files open between reads."""
+        return SceneReader(self, open_source)
+
+    def info(self) -> dict[str, Any]:
+        """Return everything known without reading pixels, as JSON-able values: what ``satseg info`` prints."""
+        return scene_info(self)
+
+    @property
+    def __geo_interface__(self) -> dict[str, Any]:
+        """The outline as a GeoJSON geometry: in longitude and latitude, or in pixels without a CRS."""
+        crs = None if self.grid.crs is None else "EPSG:4326"
+        outline: dict[str, Any] = self.grid.footprint(crs).__geo_interface__
+        return outline
+
+    def _repr_html_(self) -> str:
+        return scene_html(self)
+
+
+def open_dataset(path: str, drivers: Sequence[str], *, placed: bool = False) -> Dataset:
+    """Return `path` opened for reading by one of `drivers`; the caller closes it.
+
+    Parameters
+    ----------
+    placed : bool
+        The file is known to have a transform, so that opening it warns of nothing.
+
+    Raises
+    ------
+    InputError
+        GDAL cannot open it (E-IN-105).
+    """
+    with gdal_env(), nullcontext() if placed else _quiet():
+        try:
+            return rasterio.open(path, driver=list(drivers))
+        except (RasterioError, OSError) as error:
+            raise InputError(
+                f"it cannot be opened as {' or '.join(drivers)}: {error}", code="E-IN-105", path=path,
+                hint="the file is missing, damaged or cut short",
+            ) from error  # fmt: skip
+
+
+def open_source(file: SourceFile) -> Dataset:
+    """Return the dataset of a file that a scene has been opened from; the caller closes it."""
+    return open_dataset(file.path, (file.driver,), placed=file.placed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep rasterio from warning that a file has no place: scenes say so themselves.
+
+    `warnings` keeps its filters in one list for all threads. A filter set once at import would be lost under
+    ``-W error`` and silence the caller's own files too; so filters are changed for the opening only, by one
+    thread at a time, and not at all for files that are known to be placed.
+    """
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _inspect(path: str, src_crs: CRSLike | None, drivers: Sequence[str]) -> SourceFile:
+    able, said = choose_drivers(path, drivers)
+    with open_dataset(path, able) as dataset, gdal_env():
+        file = inspect(dataset, path, src_crs=src_crs)
+    return file if said is None else replace(file, warnings=(said, *file.warnings))
+
+
+def _finest(files: Sequence[SourceFile]) -> Grid:
+    """Return the grid of the file with the smallest pixels on the ground; of the first among equals."""
+    grids = list(dict.fromkeys(file.grid for file in files))
+    if len(grids) == 1:
+        return grids[0]
+    lengths = [grid.gsd_m() for grid in grids]
+    limit = min(lengths) * (1 + SAME_GSD)
+    return next(grid for grid, length in zip(grids, lengths, strict=True) if length <= limit)
+
+
+def _apart(file: SourceFile, grid: Grid) -> GridError | CRSError:
+    message = (
+        f"{file.path} has no ground in common with the scene's grid: bounds {file.grid.bounds} in "
+        f"{describe(file.grid.crs)}, the grid's {grid.bounds} in {describe(grid.crs)}"
+    )
+    if same_crs(file.grid.crs, grid.crs):
+        return GridError(message, hint="give files of one place", code="E-GRID-103")
+    return CRSError(message, hint="check the files' CRS", code="E-CRS-103")
+
+
+def _title(paths: Sequence[str]) -> str:
+    """Return the stem of one file; of several what their stems begin with, if that is a name."""
+    stems = [PurePath(path).stem for path in paths]
+    same = [len(set(letters)) == 1 for letters in zip(*stems, strict=False)]
+    common = stems[0][: (*same, False).index(False)].rstrip("_-. ") if len(stems) > 1 else stems[0]
+    return common if len(common) >= MIN_TITLE else stems[0]

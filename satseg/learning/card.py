@@ -1,0 +1,176 @@
+"""The model card: what a model file says about itself, so that nobody has to remember it.
+
+One JSON document with everything needed to run the weights (architecture, bands, normalisation,
+classes, margins) and to judge them (training ground and files, scores, versions, licence). It is
+written in one canonical form with a checksum of itself inside, so that a changed byte is noticed.
+Rejected: a side-car file, which is lost with the first copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from satseg.crs import Bounds
+from satseg.imagery.normalization import Normalization
+from satseg.specs import ClassItem
+
+FORMAT_VERSION = 1
+CHECKSUM = "card_sha256"
+STATED_NOWHERE = "not stated; ask the author before passing the model on"
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    """Base of the card's parts: immutable, unknown keys and infinite numbers refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Architecture(_Part):
+    """A network by name, and the arguments that build it."""
+
+    name: Literal["unet"] = "unet"
+    arguments: dict[str, bool | int | float | str]
+
+
+class BandCard(_Part):
+    """A band by name; its wavelengths in nanometres where known."""
+
+    name: str
+    center_nm: float | None = None
+    low_nm: float | None = None
+    high_nm: float | None = None
+
+
+class FileHash(_Part):
+    """A file by name and content."""
+
+    name: str
+    sha256: Sha256
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> FileHash:
+        """Read the file at `path` once and return its name, without folders, and its SHA-256."""
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(name=Path(path).name, sha256=digest)
+
+
+class TrainingSource(_Part):
+    """One pair of scene and labels: its files, and the ground that it covers.
+
+    `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`.
+    """
+
+    files: tuple[FileHash, ...] = ()
+    crs: str | None = None
+    bounds: Bounds | None = None
+    footprint: dict[str, JsonValue] | None = None
+
+
+class Training(_Part):
+    """How the weights came about."""
+
+    sources: tuple[TrainingSource, ...] = ()
+    steps: Count | None = None
+    seconds: Seconds | None = None
+    seed: int | None = None
+    options: dict[str, JsonValue] = {}
+
+
+class ModelCard(_Part):
+    """Everything about a model save its weights.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    bands : tuple of BandCard
+        In the order of the network's input.
+    gsd_m : float or None
+        Working resolution in metres; None: pixels as they come.
+    normalization : Normalization
+        Of exactly these bands.
+    classes : tuple of ClassItem
+        In the order of the network's output, each with its threshold and clean-up values.
+    overlapping : bool
+        Whether one pixel may be of several classes.
+    halo, stride : int
+        Margin, and alignment of tiles, in pixels of the working resolution.
+    sensor : str or None
+        The sensor spec that named the bands.
+    weights_sha256 : str
+        Of names, types, shapes and values of the weights; filled in on saving.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        Parts that do not fit together.
+    """
+
+    format_version: Literal[1] = 1
+    architecture: Architecture
+    bands: Annotated[tuple[BandCard, ...], Field(min_length=1)]
+    gsd_m: Annotated[float, Field(gt=0)] | None = None
+    normalization: Normalization
+    classes: Annotated[tuple[ClassItem, ...], Field(min_length=1)]
+    overlapping: bool = True
+    halo: Count
+    stride: Annotated[int, Field(ge=1)]
+    sensor: str | None = None
+    training: Training = Training()
+    scores: dict[str, JsonValue] = {}
+    versions: dict[str, str] = {}
+    licence: str = STATED_NOWHERE
+    weights_sha256: Sha256 | None = None
+
+    @field_validator("scores")
+    @classmethod
+    def _plain(cls, scores: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        json.dumps(scores, allow_nan=False)  # ValueError: an absent class scores null, not NaN
+        return scores
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelCard:
+        if self.normalization.names != self.band_names:
+            raise ValueError(f"normalization is of {self.normalization.names}, bands are {self.band_names}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"classes repeat: {self.class_names}")
+        for key, count in (("bands", len(self.bands)), ("classes", len(self.classes))):
+            if self.architecture.arguments.get(key) != count:
+                raise ValueError(f"{count} {key}, but the network has {self.architecture.arguments.get(key)}")
+        return self
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Bands in the order of the network's input."""
+        return tuple(band.name for band in self.bands)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes in the order of the network's output."""
+        return tuple(item.name for item in self.classes)
+
+    def to_json(self) -> str:
+        """Return the card in its one canonical form, its own checksum inside."""
+        document: dict[str, Any] = self.model_dump(mode="json")
+        document[CHECKSUM] = checksum(document)
+        return canonical(document)
+
+
+def canonical(document: dict[str, Any]) -> str:
+    """Return `document` as JSON with sorted keys and no spaces: one text per content."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def checksum(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of `document` in canonical form, its own checksum left out."""
+    bare = {key: value for key, value in document.items() if key != CHECKSUM}
+    return hashlib.sha256(canonical(bare).encode()).hexdigest()

@@ -1,0 +1,312 @@
+"""Chips: training windows drawn straight from scenes and vector labels, and the split that keeps them honest.
+
+No chip is ever exported: chip number i of a run with a given seed is a pure function of (seed, i),
+so that workers, ranks and resumed runs all draw the same ones. Scenes are decoded block by block
+into a bounded cache, because random windows on a compressed file cost three times a sequential
+pass when every chip decodes its blocks again.
+
+Validation is a set of whole rectangles of ground, and training chips keep a gap from them. A split
+of shuffled chips would put neighbours, even overlapping ones, on both sides and flatter the score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from satseg.crs import describe
+from satseg.errors import LabelError, UsageError
+from satseg.grid import overlap, slices
+from satseg.imagery.labels import LabelLayer
+from satseg.imagery.scene import Scene, SceneReader
+
+BLOCK_PX = 256
+"""Side of a cached block: a few file blocks, and at most nine of them under a 512-pixel chip."""
+DRAWS_PER_CHIP = 100
+"""Positions tried before a chip is taken from the scene at large; rejection is rare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A labelled scene at its working resolution, with the part of it kept for validation.
+
+    Parameters
+    ----------
+    scene : Scene
+        Bands and grid that the network will see.
+    labels : LabelLayer
+        Classes and unlabelled areas, in the scene's CRS.
+    held : tuple of Window
+        Rectangles of the scene's grid that no training chip may touch.
+    gap : int
+        Pixels between those rectangles and any training chip.
+    """
+
+    scene: Scene
+    labels: LabelLayer
+    held: tuple[Window, ...] = ()
+    gap: int = 0
+
+    def trainable(self, window: Window) -> bool:
+        """Whether `window` keeps its distance from everything held for validation."""
+        return all(overlap(window, grown(held, self.gap)) is None for held in self.held)
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """One training sample: native-valued bands and the truth about them.
+
+    Attributes
+    ----------
+    image : ndarray (C, S, S), the scene's dtype; 0 where invalid
+    valid : ndarray of bool (S, S)
+    target : ndarray of uint8 (K, S, S), 0 or 1
+    labelled : ndarray of bool (S, S): where the truth is known
+    """
+
+    image: NDArray[Any]
+    valid: NDArray[np.bool_]
+    target: NDArray[np.uint8]
+    labelled: NDArray[np.bool_]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the four arrays."""
+        return self.image.nbytes + self.valid.nbytes + self.target.nbytes + self.labelled.nbytes
+
+
+class ChipReader:
+    """Reads chips of one `Ground`, through a bounded cache of decoded and burnt blocks.
+
+    Parameters
+    ----------
+    ground : Ground
+    cache_bytes : int
+        The least recently used blocks are dropped beyond it.
+    """
+
+    def __init__(self, ground: Ground, *, cache_bytes: int) -> None:
+        self.ground = ground
+        self._reader: SceneReader = ground.scene.reader()
+        self._cache: OrderedDict[tuple[int, int], Chip] = OrderedDict()
+        self._room = cache_bytes
+
+    def read(self, window: Window) -> Chip:
+        """The chip at `window`, which may overhang the scene; outside is invalid and unlabelled."""
+        chip = self._empty(window)
+        for row in range(window.row_off // BLOCK_PX, -(-(window.row_off + window.height) // BLOCK_PX)):
+            for col in range(window.col_off // BLOCK_PX, -(-(window.col_off + window.width) // BLOCK_PX)):
+                place = Window(col * BLOCK_PX, row * BLOCK_PX, BLOCK_PX, BLOCK_PX)
+                if overlap(place, self.ground.scene.grid.window) is not None:
+                    _paste(self._block(row, col, place), place, chip, window)
+        return chip
+
+    def _empty(self, window: Window) -> Chip:
+        shape = (window.height, window.width)
+        scene, classes = self.ground.scene, self.ground.labels.classes
+        return Chip(
+            np.zeros((len(scene.bands), *shape), scene.dtype),
+            np.zeros(shape, bool),
+            np.zeros((len(classes), *shape), np.uint8),
+            np.zeros(shape, bool),
+        )
+
+    def _block(self, row: int, col: int, place: Window) -> Chip:
+        if (row, col) in self._cache:
+            self._cache.move_to_end((row, col))
+            return self._cache[row, col]
+        raster = self._reader.read(place)
+        target, labelled = self.ground.labels.burn(raster.grid)
+        block = Chip(raster.data, raster.valid, target, labelled & raster.valid)
+        self._cache[row, col] = block
+        self._room -= block.nbytes
+        while self._room < 0 and len(self._cache) > 1:
+            self._room += self._cache.popitem(last=False)[1].nbytes
+        return block
+
+    def close(self) -> None:
+        """Let go of file handles and blocks."""
+        self._reader.close()
+        self._cache.clear()
+
+
+def _paste(source: Chip, place: Window, target: Chip, window: Window) -> None:
+    common = overlap(place, window)
+    if common is None:
+        return
+    from_rows, from_cols = slices(common, place)
+    to_rows, to_cols = slices(common, window)
+    target.image[:, to_rows, to_cols] = source.image[:, from_rows, from_cols]
+    target.valid[to_rows, to_cols] = source.valid[from_rows, from_cols]
+    target.target[:, to_rows, to_cols] = source.target[:, from_rows, from_cols]
+    target.labelled[to_rows, to_cols] = source.labelled[from_rows, from_cols]
+
+
+class ChipSampler:
+    """Where chip number i lies: uniform over the ground, or around a feature of a class drawn evenly.
+
+    Parameters
+    ----------
+    grounds : sequence of Ground
+    size : int
+        Side of a chip in pixels.
+    seed : int
+    balance : float, 0..1
+        Share of chips centred near a random feature of a random class, so that a class covering
+        0.01 % of the area is seen; the rest are uniform over the ground.
+    """
+
+    def __init__(self, grounds: Sequence[Ground], *, size: int, seed: int, balance: float) -> None:
+        self.grounds = tuple(grounds)
+        self.size, self.seed, self.balance = size, seed, balance
+        areas = np.array([g.scene.grid.height * g.scene.grid.width for g in self.grounds], float)
+        self._shares = areas / areas.sum()
+        self._anchors = _anchors_by_class(self.grounds)
+
+    def place(self, number: int) -> tuple[int, Window]:
+        """The index of the ground and the window of chip `number`."""
+        rng = np.random.default_rng((self.seed, number))
+        near_feature = bool(self._anchors) and rng.random() < self.balance
+        for _ in range(DRAWS_PER_CHIP):
+            index, row, col = self._near_feature(rng) if near_feature else self._anywhere(rng)
+            window = self._window(self.grounds[index], row, col)
+            if self.grounds[index].trainable(window):
+                return index, window
+        return self._first_free(rng)
+
+    def _anywhere(self, rng: np.random.Generator) -> tuple[int, float, float]:
+        index = int(rng.choice(len(self.grounds), p=self._shares))
+        grid = self.grounds[index].scene.grid
+        return index, rng.uniform(0, grid.height), rng.uniform(0, grid.width)
+
+    def _near_feature(self, rng: np.random.Generator) -> tuple[int, float, float]:
+        of_class = self._anchors[int(rng.integers(len(self._anchors)))]
+        index, row, col = of_class[int(rng.integers(len(of_class)))]
+        jitter = rng.uniform(-self.size / 2, self.size / 2, 2)
+        return int(index), row + jitter[0], col + jitter[1]
+
+    def _window(self, ground: Ground, row: float, col: float) -> Window:
+        """Window centred at (row, col), moved inside the scene as far as the scene is large enough."""
+        grid = ground.scene.grid
+        top = min(max(math.floor(row - self.size / 2), 0), max(grid.height - self.size, 0))
+        left = min(max(math.floor(col - self.size / 2), 0), max(grid.width - self.size, 0))
+        return Window(left, top, self.size, self.size)
+
+    def _first_free(self, rng: np.random.Generator) -> tuple[int, Window]:
+        for index in rng.permutation(len(self.grounds)):
+            ground = self.grounds[int(index)]
+            height, width = ground.scene.grid.shape
+            step = max(1, self.size // 4)
+            for row in range(0, height, step):
+                for col in range(0, width, step):
+                    window = self._window(ground, row, col)
+                    if ground.trainable(window):
+                        return int(index), window
+        raise UsageError(
+            f"no chip of {self.size} pixels fits beside the validation blocks",
+            hint="give smaller chips, more data or validation scenes of their own",
+            code="E-TRN-003",
+        )
+
+
+def _anchors_by_class(grounds: Sequence[Ground]) -> list[NDArray[np.float64]]:
+    """Per class with any feature: (n, 3) of ground index, row, col of a point inside each."""
+    classes = grounds[0].labels.classes if grounds else ()
+    found: list[list[NDArray[np.float64]]] = [[] for _ in classes]
+    for index, ground in enumerate(grounds):
+        grid = ground.scene.grid
+        for k, geometries in enumerate(ground.labels.geometries):
+            points = shapely.point_on_surface(np.asarray(geometries, dtype=object))
+            rows, cols = grid.rowcol(xs=shapely.get_x(points), ys=shapely.get_y(points))
+            inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
+            inside &= [ground.trainable(Window(int(c), int(r), 1, 1)) for r, c in zip(rows, cols, strict=True)]
+            found[k].append(np.column_stack([np.full(inside.sum(), index), rows[inside], cols[inside]]))
+    merged = [np.concatenate(parts) for parts in found if parts]
+    return [anchors for anchors in merged if len(anchors)]
+
+
+def grown(window: Window, margin: int) -> Window:
+    """`window` with `margin` pixels more on every side."""
+    return Window(
+        window.col_off - margin, window.row_off - margin, window.width + 2 * margin, window.height + 2 * margin
+    )
+
+
+def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
+    """`ground` with about `share` of its area held as whole blocks that carry labels, and a gap.
+
+    The scene is cut into blocks of one to eight chips a side, as large as `share` allows because
+    every block costs a gap around it. Blocks are held in a seeded order, those with labels first,
+    until `share` of the area is reached; the gap is half a chip.
+
+    Raises
+    ------
+    UsageError
+        The scene is too small to hold a block and keep a chip.
+    """
+    grid = ground.scene.grid
+    block = int(np.clip(math.sqrt(grid.height * grid.width * share), chip, 8 * chip))
+    rows, cols = max(1, round(grid.height / block)), max(1, round(grid.width / block))
+    if rows * cols < 3:
+        raise UsageError(
+            f"{ground.scene.name}: {grid.height} x {grid.width} pixels are too few to hold part of them for "
+            f"validation beside chips of {chip}",
+            hint="give --valid-data, or a smaller chip",
+            code="E-TRN-003",
+        )
+    windows = [_cell(grid.height, grid.width, rows, cols, r, c) for r in range(rows) for c in range(cols)]
+    counts = _features_in(ground, windows)
+    order = np.random.default_rng((seed, len(windows))).permutation(len(windows))
+    order = order[np.argsort(counts[order] == 0, kind="stable")]
+    held: list[Window] = []
+    for index in order:
+        if held and sum(w.height * w.width for w in held) >= share * grid.height * grid.width:
+            break
+        held.append(windows[int(index)])
+    return Ground(ground.scene, ground.labels, held=tuple(held), gap=chip // 2)
+
+
+def _cell(height: int, width: int, rows: int, cols: int, row: int, col: int) -> Window:
+    top, bottom = height * row // rows, height * (row + 1) // rows
+    left, right = width * col // cols, width * (col + 1) // cols
+    return Window(left, top, right - left, bottom - top)
+
+
+def _features_in(ground: Ground, windows: Sequence[Window]) -> NDArray[np.int64]:
+    tree = shapely.STRtree(np.concatenate([np.asarray(g, dtype=object) for g in ground.labels.geometries]))
+    outlines = [ground.scene.grid.crop(window).footprint() for window in windows]
+    return np.array([len(tree.query(outline, predicate="intersects")) for outline in outlines])
+
+
+def refuse_leaks(training: Sequence[Ground], validation: Sequence[Ground]) -> None:
+    """Raise when a validation scene lies on the ground of a training scene.
+
+    Raises
+    ------
+    LabelError
+        With the two names and the share of the validation scene that would leak.
+    """
+    for held in validation:
+        outline = held.scene.grid.footprint()
+        for ground in training:
+            if (held.scene.grid.crs is None) != (ground.scene.grid.crs is None):
+                continue
+            other = ground.scene.grid.footprint(held.scene.grid.crs)
+            same_files = set(held.scene.paths) & set(ground.scene.paths)
+            placed = held.scene.grid.crs is not None
+            share = 1.0 if same_files else outline.intersection(other).area / outline.area if placed else 0.0
+            if share > 1e-6:
+                raise LabelError(
+                    f"validation scene {held.scene.name} shares {share:.1%} of its ground with training scene "
+                    f"{ground.scene.name} ({describe(held.scene.grid.crs)})",
+                    hint="validate on other ground, or leave --valid-data out for a blocked split",
+                    code="E-TRN-004",
+                )

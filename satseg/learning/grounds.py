@@ -1,0 +1,191 @@
+"""From pairs of scene and labels to grounds ready to learn from: one set of bands, one resolution.
+
+Everything that can be wrong with training data is found here, before the first step: bands that a
+scene lacks, labels off the scene or without the field, classes without a pixel, validation on
+training ground.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import geopandas
+import numpy as np
+import shapely
+from rasterio.windows import Window
+
+from satseg.errors import BandError, InputError, LabelError, UsageError
+from satseg.imagery.labels import LabelLayer
+from satseg.imagery.normalization import Normalization, Normalizer
+from satseg.imagery.scene import Scene, open_scene
+from satseg.learning.chips import BLOCK_PX, Ground, hold_out, refuse_leaks
+from satseg.run import DataOptions, RunConfig
+from satseg.specs import ClassItem, class_spec
+from satseg.vector.features import DEFAULT_COLORS, read_features
+
+log = logging.getLogger(__name__)
+
+PathLike: TypeAlias = str | os.PathLike[str]
+SceneLike: TypeAlias = Scene | PathLike | Sequence[PathLike]
+LabelsLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
+IGNORE = "ignore"
+GSD_SPREAD = 0.05
+"""Scenes whose GSDs differ by less are taken as they are: resampling would cost more than it mends."""
+MEASURED_BLOCKS = 64
+"""Blocks per scene that normalization is measured on: 4 million pixels settle a percentile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A scene, its labels, and the outline inside which they are complete."""
+
+    scene: Scene
+    labels: geopandas.GeoDataFrame
+    aoi: shapely.Geometry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Training data in order: what `training.fit` and the model card need."""
+
+    grounds: tuple[Ground, ...]
+    validation: tuple[Ground, ...]
+    classes: tuple[ClassItem, ...]
+    bands: tuple[str, ...]
+    gsd_m: float | None
+    normalization: Normalization
+
+
+def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
+    """`scene`, opened with the sensor and CRS of `options` when it is not open yet."""
+    if isinstance(scene, Scene):
+        return scene
+    return open_scene(scene, sensor=options.sensor, src_crs=options.src_crs)
+
+
+def open_pair(scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, options: DataOptions) -> Pair:
+    """Open one scene with its labels, read by the class field of `options`."""
+    opened = as_scene(scene, options)
+    layer = labels if isinstance(labels, geopandas.GeoDataFrame) else read_features(labels, field=options.field)
+    if "class_name" not in layer.columns:
+        column = options.field if options.field in layer.columns else None
+        names = layer[column].astype(str) if column else (options.classes or ("feature",))[0]
+        layer = layer.assign(class_name=names)
+    outline = None
+    if aoi is not None:
+        region = read_features(aoi)
+        if opened.grid.crs is not None and region.crs is not None:
+            region = region.to_crs(opened.grid.crs.to_wkt())
+        outline = shapely.union_all(region.geometry.to_numpy())
+    return Pair(opened, layer, outline)
+
+
+def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Prepared:
+    """Bring `pairs` to one set of classes, bands and resolution, split them, measure normalization.
+
+    Raises
+    ------
+    UsageError
+        No pair at all, or a scene too small to split.
+    BandError
+        A scene lacks a band that the others have.
+    LabelError
+        A class without a feature, labels off their scene, validation on training ground.
+    """
+    if not pairs:
+        raise UsageError("no training data", hint="give --data SCENE LABELS", code="E-TRN-001")
+    everything = (*pairs, *valid_pairs)
+    classes = _classes(pairs, config.data)
+    bands = _common_bands(everything, config.data)
+    gsd = _working_gsd(everything, config.data)
+    names = tuple(item.name for item in classes)
+    grounds = tuple(_ground(pair, bands, gsd, names, config.data) for pair in pairs)
+    validation = tuple(_ground(pair, bands, gsd, names, config.data) for pair in valid_pairs)
+    if validation:
+        refuse_leaks(grounds, validation)
+    else:
+        train = config.train
+        grounds = tuple(hold_out(g, share=train.valid_share, chip=train.chip, seed=train.seed) for g in grounds)
+        validation = grounds
+    return Prepared(grounds, validation, classes, bands, gsd, measure(grounds, seed=config.train.seed))
+
+
+def _classes(pairs: Sequence[Pair], options: DataOptions) -> tuple[ClassItem, ...]:
+    found = sorted({str(name) for pair in pairs for name in pair.labels["class_name"]} - {IGNORE})
+    known = {item.name: item for item in class_spec(options.class_spec).classes} if options.class_spec else {}
+    names = options.classes or tuple(known) or tuple(found)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise LabelError(
+            f"no feature of class {missing} in the labels, which have {found}",
+            hint="check --field and --classes",
+            code="E-LAB-010",
+        )
+    colors = DEFAULT_COLORS
+    return tuple(
+        known.get(name) or ClassItem(name=name, id=number, color=colors[(number - 1) % len(colors)])
+        for number, name in enumerate(names, start=1)
+    )
+
+
+def _common_bands(pairs: Sequence[Pair], options: DataOptions) -> tuple[str, ...]:
+    wanted = options.bands or pairs[0].scene.bands
+    for pair in pairs:
+        missing = [name for name in wanted if name not in pair.scene.bands]
+        if missing:
+            raise BandError(
+                f"{pair.scene.name} has bands {pair.scene.bands}, training needs {wanted}",
+                hint="name them alike with --sensor, or choose some with --bands",
+                code="E-BAND-010",
+            )
+    return tuple(wanted)
+
+
+def _working_gsd(pairs: Sequence[Pair], options: DataOptions) -> float | None:
+    """Working GSD in metres: the one asked for, else that of the coarsest scene; None off the Earth."""
+    placed = [pair.scene.grid.gsd_m() for pair in pairs if pair.scene.grid.crs is not None]
+    if not placed:
+        return options.gsd
+    return options.gsd or max(placed)
+
+
+def _ground(
+    pair: Pair, bands: tuple[str, ...], gsd: float | None, classes: tuple[str, ...], options: DataOptions
+) -> Ground:
+    scene = pair.scene.select(bands)
+    spread = GSD_SPREAD if options.gsd is None else 1e-3
+    if gsd is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
+        scene = scene.at_gsd(gsd)
+    layer = LabelLayer.build(
+        pair.labels, scene.grid, classes, aoi=pair.aoi, unlabelled=options.unlabelled, ignore=IGNORE
+    )
+    return Ground(scene, layer)
+
+
+def measure(grounds: Sequence[Ground], *, seed: int) -> Normalization:
+    """Normalization over the valid pixels of up to `MEASURED_BLOCKS` trainable blocks per scene.
+
+    Raises
+    ------
+    InputError
+        Not one valid pixel was found.
+    """
+    meter = Normalizer(grounds[0].scene.bands)
+    for ground in grounds:
+        height, width = ground.scene.grid.shape
+        rows, cols = -(-height // BLOCK_PX), -(-width // BLOCK_PX)
+        order = np.random.default_rng((seed, rows, cols)).permutation(rows * cols)
+        with ground.scene.reader() as reader:
+            for number in order[:MEASURED_BLOCKS]:
+                row, col = divmod(int(number), cols)
+                top, left = row * BLOCK_PX, col * BLOCK_PX
+                size = min(BLOCK_PX, height - top), min(BLOCK_PX, width - left)
+                meter.update(reader.read(Window(left, top, size[1], size[0])))
+    if meter.count == 0:
+        names = ", ".join(ground.scene.name for ground in grounds)
+        raise InputError(f"not one valid pixel in {names}", hint="check nodata and masks", code="E-IN-020")
+    return meter.result()

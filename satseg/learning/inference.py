@@ -1,0 +1,250 @@
+"""Scene to class scores, tile by tile: constant memory, and one answer per pixel.
+
+Each tile is read with a halo as wide as the network's reach and only its core is kept, so the
+scores do not depend on how the scene was cut. Blending overlapping tiles was rejected: it hides
+seams instead of removing them, and needs accumulators as large as the scene. The tile lattice is
+anchored at the scene's origin and aligned to the network's stride, so that a detection inside
+`bounds` equals the same pixels of a detection of everything.
+
+Tiles are read by a thread while the network works on the batch before; tiles without a valid pixel
+are not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from satseg.errors import GridError, UsageError
+from satseg.grid import Grid, slices
+from satseg.imagery.normalization import Normalization
+from satseg.imagery.scene import Scene, SceneReader
+from satseg.imagery.tiling import Tile, plan_tiles
+from satseg.learning.bundle import Model
+from satseg.progress import Progress, silent
+from satseg.raster import Raster
+
+DEFAULT_TILE_PX = 1024
+"""Kept side of a tile: the halo of the default network then costs a third more pixels."""
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class TileScores:
+    """Scores of one tile's core.
+
+    Attributes
+    ----------
+    window : Window
+        On the scene's grid.
+    scores : ndarray of float32 (K, h, w), 0..1; 0 where invalid
+    valid : ndarray of bool (h, w)
+    """
+
+    window: Window
+    scores: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a scene is cut.
+
+    Parameters
+    ----------
+    tile : int or None
+        Kept side in pixels; `DEFAULT_TILE_PX`, or the scene's size when it is smaller.
+    halo : int or None
+        Margin in pixels; the model card's, which covers the network's reach.
+    batch_size : int or None
+        Tiles per forward pass; one on a CPU, four on a GPU.
+    """
+
+    tile: int | None = None
+    halo: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("tile", 1), ("halo", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"{name} {value} is below {low}", code="E-USE-020")
+
+
+def working_scene(model: Model, scene: Scene) -> Scene:
+    """`scene` with the model's bands, at its working resolution.
+
+    A scene whose GSD is within 5 % of the model's keeps its own grid, as does one without a CRS,
+    whose pixel size is in unknown units.
+
+    Raises
+    ------
+    BandError
+        The scene lacks a band that the model needs.
+    """
+    model.check_bands(scene.bands)
+    chosen = scene.select(model.bands)
+    wanted = model.card.gsd_m
+    if wanted is None or scene.grid.crs is None or abs(scene.grid.gsd_m() / wanted - 1) <= 0.05:
+        return chosen
+    return chosen.at_gsd(wanted)
+
+
+def predict_tiles(
+    model: Model,
+    scene: Scene,
+    *,
+    window: Window | None = None,
+    tiling: Tiling | None = None,
+    amp: bool = False,
+    flips: bool = False,
+    progress: Progress = silent,
+) -> Iterator[TileScores]:
+    """Yield the scores of every tile of `window` (all when left out), row by row.
+
+    Parameters
+    ----------
+    scene : Scene
+        As `working_scene` returns it.
+    amp : bool
+        Compute in bfloat16 (CPU) or float16 (GPU).
+    flips : bool
+        Average over the eight flips and quarter turns (D4): eight times the work.
+    """
+    cut = tiling or Tiling()
+    stride = model.network.stride
+    halo = model.halo if cut.halo is None else cut.halo
+    longest = max(scene.grid.height, scene.grid.width)
+    tile = min(cut.tile or DEFAULT_TILE_PX, -(-longest // stride) * stride)
+    plan = plan_tiles(scene.grid, tile=tile, halo=halo, window=window, align=stride)
+    batch_size = cut.batch_size or (4 if model.device.type == "cuda" else 1)
+    forward = _Forward(model, amp=amp, flips=flips)
+    total, done = float(plan.window.height * plan.window.width), 0.0
+    with scene.reader() as reader:
+        for batch in _ahead(lambda group: _read(reader, group), _grouped(iter(plan), batch_size)):
+            for result in forward(batch):
+                done += result.window.height * result.window.width
+                progress("detect", done, total, "")
+                yield result
+
+
+def gather(tiles: Iterable[TileScores], grid: Grid, window: Window, names: Sequence[str]) -> Raster:
+    """Return the scores of `tiles` as one raster in memory.
+
+    Returns
+    -------
+    Raster, (K, H, W) float32 in 0..1
+        On the part `window` of `grid`; invalid pixels hold 0.
+    """
+    shape = (round(window.height), round(window.width))
+    scores = np.zeros((len(names), *shape), np.float32)
+    valid = np.zeros(shape, bool)
+    for tile in tiles:
+        rows, cols = slices(tile.window, window)
+        scores[:, rows, cols] = tile.scores
+        valid[rows, cols] = tile.valid
+    return Raster(scores, grid.crop(window), tuple(names), valid)
+
+
+class Standardize(torch.nn.Module):
+    """`Normalization` on the network's device: clip, shift, scale, and 0 where invalid."""
+
+    def __init__(self, normalization: Normalization) -> None:
+        super().__init__()
+        for name, values in normalization.arrays().items():
+            tensor = torch.as_tensor(values, dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Return (B, C, H, W) float32, finite; `valid` is (B, 1, H, W) bool."""
+        scaled = (torch.clamp(image, self.low, self.high) - self.offset) / self.scale
+        return torch.where(valid, scaled, 0.0)
+
+
+class _Forward:
+    """Runs the network on a batch of read tiles."""
+
+    def __init__(self, model: Model, *, amp: bool, flips: bool) -> None:
+        self._model, self._amp, self._flips = model, amp, flips
+        self._normalize = Standardize(model.card.normalization).to(model.device)
+        self._network = model.network.eval().to(model.device, memory_format=torch.channels_last)
+
+    def __call__(self, batch: Sequence[tuple[Tile, Raster]]) -> list[TileScores]:
+        live = [raster for _, raster in batch if raster.valid.any()]
+        scores = iter(self._scores(live) if live else [])
+        results = []
+        for tile, raster in batch:
+            rows, cols = slices(tile.keep, tile.read)
+            valid = raster.valid[rows, cols]
+            if raster.valid.any():
+                kept = np.where(valid, next(scores)[:, rows, cols], np.float32(0))
+            else:
+                kept = np.zeros((len(self._model.classes), *valid.shape), np.float32)
+            results.append(TileScores(tile.keep, kept, valid))
+        return results
+
+    @torch.inference_mode()
+    def _scores(self, rasters: Sequence[Raster]) -> NDArray[np.float32]:
+        device = self._model.device
+        image = torch.from_numpy(np.stack([raster.data for raster in rasters]).astype(np.float32)).to(device)
+        valid = torch.from_numpy(np.stack([raster.valid for raster in rasters])[:, None]).to(device)
+        normal = self._normalize(image, valid)
+        kind = torch.float16 if device.type == "cuda" else torch.bfloat16
+        with torch.autocast(device.type, dtype=kind, enabled=self._amp):
+            summed = self._symmetric(normal) if self._flips else self._sigmoid(normal)
+        result: NDArray[np.float32] = summed.float().cpu().numpy()
+        return result
+
+    def _sigmoid(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self._network(image.contiguous(memory_format=torch.channels_last))
+        margin = self._network.crop  # the valid-centre crop is inside the halo: pad it back
+        scores = logits.float().sigmoid()
+        return torch.nn.functional.pad(scores, [margin] * 4) if margin else scores
+
+    def _symmetric(self, image: torch.Tensor) -> torch.Tensor:
+        """Arithmetic mean of the scores over D4, each turned back."""
+        total = torch.zeros((), device=image.device)
+        for turns in range(4):
+            for mirrored in (False, True):
+                turned = torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
+                scores = torch.rot90(self._sigmoid(turned), -turns, (-2, -1))
+                total = total + (scores.flip(-1) if mirrored else scores)
+        return total / 8
+
+
+def _read(reader: SceneReader, tiles: Sequence[Tile]) -> list[tuple[Tile, Raster]]:
+    return [(tile, reader.read(tile.read)) for tile in tiles]
+
+
+def _grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def _ahead(work: Callable[[list[Tile]], Item], groups: Iterator[list[Tile]]) -> Iterator[Item]:
+    """Yield ``work(group)`` in order, the next one always under way in a thread of its own."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: Future[Item] | None = None
+        for group in groups:
+            upcoming = pool.submit(work, group)
+            if pending is not None:
+                yield pending.result()
+            pending = upcoming
+        if pending is not None:
+            yield pending.result()
+
+
+def check_halo(model: Model, halo: int) -> None:
+    """Raise when `halo` does not even cover the network's own valid-centre crop."""
+    if halo < model.network.crop:
+        raise GridError(
+            f"halo {halo} is smaller than the network's crop of {model.network.crop} pixels", code="E-GRID-010"
+        )

@@ -1,0 +1,175 @@
+"""Losses of a multi-label segmentation: cross-entropy, soft overlaps and the sums of the two.
+
+Every loss takes logits (B, K, H, W), targets of the same shape (bool, uint8 or float in 0..1) and
+`labelled` (B, 1 or K, H, W), True where the truth is known; what lies elsewhere has no influence,
+NaN included. Sums run over the whole batch and both axes, per class, in float32 at least: a bf16
+sum stops growing at 256. Overlaps are averaged over classes, as Iglovikov et al. 2017 do.
+
+A class without one positive labelled pixel in the batch has no overlap to improve: its Jaccard is
+0 whatever is predicted, and -ln of it explodes. Such a class is left out of the mean, so that only
+the cross-entropy speaks for it; with none left the overlap term is 0. Rejected: a large smoothing
+constant, which lets an empty class pull as strongly as its batch happens to be small.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from satseg.errors import GridError, SpecError
+from satseg.specs import suggest
+
+Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""loss(logits, targets, labelled) -> scalar Tensor in float32 or float64."""
+
+SMOOTHING = 1e-7
+"""Added to both sides of an overlap: moves it by less than 1e-7, and keeps -ln of it under 35."""
+
+
+def bce(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy, mean over labelled pixels and classes; 0 when there are none."""
+    logits, targets, weight = _usable(logits, targets, labelled)
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+) -> Tensor:
+    """Focal loss, mean over labelled pixels and classes (Lin et al. 2017, arXiv 1708.02002).
+
+    `gamma` 0 and `alpha` 0.5 give half the binary cross-entropy. `alpha` weighs the positives.
+    """
+    logits, targets, weight = _usable(logits, targets, labelled)
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    scores = logits.sigmoid()
+    missed = scores + targets - 2 * scores * targets  # 1 - the score of what is true
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    return (balance * missed**gamma * loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def tversky(
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor | None = None,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+) -> Tensor:
+    """1 - Tversky index TP / (TP + alpha FP + beta FN) (Salehi et al. 2017, arXiv 1706.05721)."""
+    return 1 - _overlap(logits, targets, labelled, alpha=alpha, beta=beta)
+
+
+def soft_jaccard(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """1 - J, with J = sum(y p) / sum(y + p - y p)."""
+    return 1 - _overlap(logits, targets, labelled, alpha=1.0, beta=1.0)
+
+
+def soft_dice(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """1 - D, with D = 2 sum(y p) / sum(y + p)."""
+    return 1 - _overlap(logits, targets, labelled, alpha=0.5, beta=0.5)
+
+
+def log_jaccard(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """-ln J of the mean soft Jaccard J over the classes present."""
+    return -_overlap(logits, targets, labelled, alpha=1.0, beta=1.0).log()
+
+
+def bce_minus_log_jaccard(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """BCE - ln J, the loss of Iglovikov et al. 2017 (arXiv 1706.06169, eq. 6)."""
+    return bce(logits, targets, labelled) + log_jaccard(logits, targets, labelled)
+
+
+def weighted_bce_log_jaccard(
+    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, weight: float = 0.3
+) -> Tensor:
+    """(1 - weight) BCE - weight ln J (Shvets et al. 2018, arXiv 1803.01207)."""
+    overlap = log_jaccard(logits, targets, labelled)
+    return (1 - weight) * bce(logits, targets, labelled) + weight * overlap
+
+
+def bce_plus_dice(
+    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, weight: float = 1.0
+) -> Tensor:
+    """BCE + weight (1 - D)."""
+    return bce(logits, targets, labelled) + weight * soft_dice(logits, targets, labelled)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    loss.__name__: loss
+    for loss in (
+        bce,
+        focal,
+        tversky,
+        soft_jaccard,
+        soft_dice,
+        log_jaccard,
+        bce_minus_log_jaccard,
+        weighted_bce_log_jaccard,
+        bce_plus_dice,
+    )
+}
+
+
+def make_loss(name: str, **params: float) -> Loss:
+    """Return the loss called `name` with its keyword parameters filled in; it can be pickled.
+
+    Raises
+    ------
+    SpecError
+        No such loss (E-SPEC-050), or it has no such parameter (E-SPEC-011).
+    """
+    if name not in LOSSES:
+        raise SpecError(f"no loss is called {name!r}{suggest(name, LOSSES)}", code="E-SPEC-050")
+    signature = inspect.signature(LOSSES[name])
+    known = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for param in params:
+        if param not in known:
+            tail = suggest(param, known)
+            raise SpecError(f"loss {name} has no parameter {param!r}{tail}", code="E-SPEC-051")
+    return partial(LOSSES[name], **params)
+
+
+def _usable(logits: Tensor, targets: Tensor, labelled: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets and weights, all (B, K, H, W) in one float dtype, 0 where not labelled.
+
+    Logits are replaced and not only weighted by 0, as 0 times inf is NaN.
+    """
+    if logits.shape != targets.shape or logits.ndim != 4:
+        shapes = f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}"
+        raise GridError(f"{shapes} are not both (B, K, H, W)", code="E-GRID-053")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logits, targets = logits.to(dtype), targets.to(dtype)
+    if labelled is None:
+        return logits, targets, torch.ones_like(targets)
+    known = labelled.to(torch.bool).expand(logits.shape)
+    return logits.where(known, 0.0), targets.where(known, 0.0), known.to(dtype)
+
+
+def _overlap(
+    logits: Tensor, targets: Tensor, labelled: Tensor | None, *, alpha: float, beta: float
+) -> Tensor:
+    """Mean Tversky index over the classes with a positive pixel; 1, with gradient 0, without any.
+
+    alpha = beta = 1 is the Jaccard index, alpha = beta = 0.5 the Dice coefficient.
+    """
+    logits, targets, weight = _usable(logits, targets, labelled)
+    scores = logits.sigmoid() * weight
+    both = (scores * targets).sum(dim=(0, 2, 3))  # (K,)
+    predicted, positive = scores.sum(dim=(0, 2, 3)), targets.sum(dim=(0, 2, 3))
+    union = both + alpha * (predicted - both) + beta * (positive - both)
+    index = (both + SMOOTHING) / (union + SMOOTHING)
+    present = (positive > 0).to(index.dtype)
+    nothing = (present.sum() == 0).to(index.dtype)
+    return (index * present).sum() / present.sum().clamp(min=1) + nothing

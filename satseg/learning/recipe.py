@@ -1,0 +1,103 @@
+"""From a run's options to a network ready to train, and from a trained network to a model.
+
+The default recipe stands in `satseg.run` as defaults; here they get their meaning. What each choice
+rests on is said in the modules that implement it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from satseg.crs import describe
+from satseg.imagery.scene import Scene
+from satseg.learning.augment import step_generator
+from satseg.learning.bundle import Model, architecture_of, current_versions, resolve_device
+from satseg.learning.card import BandCard, FileHash, ModelCard, Training, TrainingSource
+from satseg.learning.chips import Ground
+from satseg.learning.grounds import Prepared
+from satseg.learning.training import Learner, Outcome
+from satseg.learning.unet import UNet, UNetConfig
+from satseg.run import RunConfig
+from satseg.specs import sensor_spec
+
+RARE = 0.01
+"""Share of the ground that a class is taken to cover before training: the head's first bias."""
+
+
+def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
+    """Return an untrained learner for the data, its first weights drawn from the run's seed.
+
+    Raises
+    ------
+    UsageError
+        A model option is out of range, or the device is not here.
+    """
+    device = resolve_device(run.train.device)
+    config = UNetConfig(bands=len(prepared.bands), classes=len(prepared.classes), **run.model.model_dump())
+    network = UNet(config, prior=RARE, generator=step_generator(run.train.seed, 0))
+    names = tuple(item.name for item in prepared.classes)
+    return Learner(network, prepared.normalization, run.train, classes=names, device=device)
+
+
+def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome) -> Model:
+    """Return the trained network with its card: what it needs, what it learnt from, how it scored."""
+    network = learner.network.eval()
+    scene = prepared.grounds[0].scene
+    classes = tuple(
+        item.model_copy(update={"threshold": threshold})
+        for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
+    )
+    training = Training(
+        sources=tuple(map(_source, prepared.grounds)),
+        steps=outcome.steps,
+        seconds=round(outcome.seconds, 1),
+        seed=run.train.seed,
+        options=run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}}),
+    )
+    card = ModelCard(
+        architecture=architecture_of(network),
+        bands=_band_cards(prepared.bands, scene),
+        gsd_m=prepared.gsd_m,
+        normalization=prepared.normalization,
+        classes=classes,
+        halo=network.halo,
+        stride=network.stride,
+        sensor=scene.sensor,
+        training=training,
+        scores=_scores(learner.classes, outcome),
+        versions=current_versions(),
+    )
+    return Model(card, network.to(learner.target, memory_format=torch.channels_last), learner.target)
+
+
+def _scores(classes: Sequence[str], outcome: Outcome) -> dict[str, object]:
+    found = [score for score in outcome.jaccard if score is not None]
+    return {
+        "validation_jaccard": dict(zip(classes, outcome.jaccard, strict=True)),
+        "validation_mean_jaccard": sum(found) / len(found) if found else None,
+        "skipped_batches": outcome.skipped,
+    }
+
+
+def _source(ground: Ground) -> TrainingSource:
+    grid = ground.scene.grid
+    return TrainingSource(
+        files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
+        crs=None if grid.crs is None else describe(grid.crs),
+        bounds=grid.bounds,
+        footprint=dict(grid.footprint().__geo_interface__),
+    )
+
+
+def _band_cards(names: Sequence[str], scene: Scene) -> tuple[BandCard, ...]:
+    """Bands with the wavelengths of the scene's sensor, where it has one."""
+    known = {band.name: band for band in sensor_spec(scene.sensor).bands} if scene.sensor else {}
+    cards = []
+    for name in names:
+        band = known.get(name)
+        figures = {} if band is None else {key: getattr(band, key) for key in ("center_nm", "low_nm", "high_nm")}
+        cards.append(BandCard(name=name, **figures))
+    return tuple(cards)

@@ -1,0 +1,377 @@
+"""Training on Lightning: one module, one budget, chips by number.
+
+Everything random is a function of (seed, step): which chips, how they are turned, the first
+weights. So two CPU runs of equal steps and seed give equal weights, and a killed run resumes into
+the run it would have been. The learning rate follows the elapsed share of the budget, which makes
+the same schedule fit ``minutes`` and ``steps``.
+
+An "epoch" of Lightning is one of `rounds` equal parts of the budget, ended by the sampler; that puts
+validation where it belongs without counting the chips of an endless stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from satseg.errors import InputError
+from satseg.imagery.normalization import Normalization
+from satseg.imagery.tiling import Tile, plan_tiles
+from satseg.learning.augment import NO_AUGMENTATION, Augmentation, Augmenter, step_generator
+from satseg.learning.chips import Chip, ChipReader, ChipSampler, Ground
+from satseg.learning.curves import ThresholdCurve
+from satseg.learning.grounds import Prepared
+from satseg.learning.inference import Standardize
+from satseg.learning.losses import make_loss
+from satseg.learning.unet import UNet
+from satseg.progress import Progress
+from satseg.run import TrainOptions
+
+CHECKPOINT_SECONDS = 60
+"""At most this much work is lost to a kill."""
+VALID_TILE_PX = 512
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""image (B, C, S, S) float32, valid (B, 1, S, S) bool, target (B, K, S, S) uint8, labelled (B, 1, S, S) bool."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """How much of a run is done, in steps or in minutes of wall time; carried through a resume."""
+
+    steps: int | None
+    minutes: float | None
+    before_s: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds spent so far, those of the run this one resumes included."""
+        return self.before_s + time.monotonic() - self.started_s
+
+    def share(self, step: int) -> float:
+        """Share of the budget used up after `step` steps, 0..1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        return min(1.0, self.elapsed_s / (60 * (self.minutes or 1.0)))
+
+
+class Chips(Dataset[Chip]):
+    """Chip number i of the run, for any i; each process reads through handles of its own."""
+
+    def __init__(self, sampler: ChipSampler, *, cache_bytes: int) -> None:
+        self.sampler, self._room = sampler, cache_bytes // max(1, len(sampler.grounds))
+        self._readers: dict[int, ChipReader] = {}
+
+    def __getitem__(self, number: int) -> Chip:
+        index, window = self.sampler.place(number)
+        if index not in self._readers:
+            self._readers[index] = ChipReader(self.sampler.grounds[index], cache_bytes=self._room)
+        return self._readers[index].read(window)
+
+
+class HeldTiles(Dataset[Chip]):
+    """Tiles with a halo that cover the ground held for validation, each pixel once."""
+
+    def __init__(self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, cache_bytes: int) -> None:
+        self._tiles: list[tuple[int, Tile]] = []
+        for index, ground in enumerate(grounds):
+            for held in ground.held or (ground.scene.grid.window,):
+                plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
+                self._tiles += [(index, piece) for piece in plan]
+        self._readers = [ChipReader(ground, cache_bytes=cache_bytes // max(1, len(grounds))) for ground in grounds]
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, number: int) -> Chip:
+        index, tile = self._tiles[number]
+        chip = self._readers[index].read(tile.read)
+        kept = np.zeros(chip.labelled.shape, bool)
+        top, left = tile.keep.row_off - tile.read.row_off, tile.keep.col_off - tile.read.col_off
+        kept[top : top + tile.keep.height, left : left + tile.keep.width] = True
+        return Chip(chip.image, chip.valid, chip.target, chip.labelled & kept)
+
+
+class RoundSampler(Sampler[list[int]]):
+    """Batches of chip numbers until the current round's part of the budget is used up."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def __iter__(self) -> Iterator[list[int]]:
+        learner, size = self._learner, self._learner.options.batch
+        ranks, rank = learner.trainer.world_size, learner.trainer.global_rank
+        step, until = learner.global_step, (learner.current_epoch + 1) / learner.options.rounds
+        while True:
+            first = (step * ranks + rank) * size
+            yield list(range(first, first + size))
+            step += 1
+            if learner.budget.share(step) >= until - 1e-9:
+                return
+
+
+def stack_chips(chips: Sequence[Chip]) -> Batch:
+    """Collate chips into one batch of tensors; images become float32."""
+    images = np.stack([chip.image for chip in chips]).astype(np.float32, copy=False)
+    return (
+        torch.from_numpy(images),
+        torch.from_numpy(np.stack([chip.valid for chip in chips])[:, None]),
+        torch.from_numpy(np.stack([chip.target for chip in chips])),
+        torch.from_numpy(np.stack([chip.labelled for chip in chips])[:, None]),
+    )
+
+
+class Learner(lightning.LightningModule):
+    """The network with its loss, schedule and whole-ground validation.
+
+    Parameters
+    ----------
+    network : UNet
+    normalization : Normalization
+    options : TrainOptions
+    classes : sequence of str
+    device : torch.device
+        Where `fit` trains.
+    """
+
+    def __init__(
+        self,
+        network: UNet,
+        normalization: Normalization,
+        options: TrainOptions,
+        *,
+        classes: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.target = device
+        self.normalize = Standardize(normalization)
+        self.options = options
+        self.classes = tuple(classes)
+        self.loss = make_loss(options.loss)
+        changes = Augmentation() if options.augment else NO_AUGMENTATION
+        self.augmenter = Augmenter(changes, size=options.chip)
+        self.budget = Budget(options.steps, options.minutes)
+        self.curve = ThresholdCurve(len(self.classes))
+        self.skipped = 0
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor | None:
+        """Loss of one augmented batch; a batch whose loss is not finite is skipped and counted."""
+        image, valid, target, labelled = batch
+        image = self.normalize(image, valid)
+        number = self.global_step * self.trainer.world_size + self.global_rank
+        generator = step_generator(self.options.seed, number + 1)  # 0 drew the first weights
+        image, target, labelled = self.augmenter(image, target, labelled, generator=generator)
+        logits = self.network(image.contiguous(memory_format=torch.channels_last))
+        target, labelled = cut(target, self.network.crop), cut(labelled, self.network.crop)
+        loss: torch.Tensor = self.loss(logits, target, labelled)
+        if not torch.isfinite(loss):
+            self.skipped += 1
+            return None
+        self.log("loss", loss, prog_bar=False)
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Add the batch's pixels to the threshold curve."""
+        image, valid, target, labelled = batch
+        logits = self.network(self.normalize(image, valid).contiguous(memory_format=torch.channels_last))
+        crop = self.network.crop
+        self.curve.update(logits.float().sigmoid(), cut(target, crop), cut(labelled, crop))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the previous validation."""
+        self.curve = ThresholdCurve(len(self.classes)).to(self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the Jaccard of each class at its best threshold, and their mean as ``jaccard``."""
+        self.curve.share_between_ranks()
+        _, scores = self.curve.best()
+        for name, score in zip(self.classes, scores, strict=True):
+            self.log(f"jaccard/{name}", score, sync_dist=False)
+        present = [score for score in scores if score == score]
+        self.log("jaccard", float(np.mean(present)) if present else 0.0, sync_dist=False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; the rate is set before each step from the elapsed share of the budget."""
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay
+        )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate of this step."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        rate = self.options.learning_rate * schedule(self.budget.share(self.global_step), self.options.warmup)
+        for group in optimizer.param_groups:  # type: ignore[union-attr]  # one optimiser, see above
+            group["lr"] = rate
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the time spent and the best validation, so that a resumed run goes on with them."""
+        checkpoint["elapsed_s"] = self.budget.elapsed_s
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the time of the run being resumed."""
+        self.budget = Budget(self.budget.steps, self.budget.minutes, before_s=float(checkpoint["elapsed_s"]))
+
+
+def schedule(share: float, warmup: float) -> float:
+    """Factor of the learning rate: a linear rise over `warmup`, then half a cosine down to 1 %."""
+    if share < warmup:
+        return max(0.02, share / warmup)
+    fall = (share - warmup) / (1 - warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, fall))))
+
+
+def cut(planes: torch.Tensor, margin: int) -> torch.Tensor:
+    """`planes` (..., H, W) without `margin` pixels on every side."""
+    return planes if margin == 0 else planes[..., margin:-margin, margin:-margin]
+
+
+class _Reporter(Callback):
+    """Passes step, loss and the current Jaccard on to the caller's progress function."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = trainer.callback_metrics.get("loss")
+        jaccard = trainer.callback_metrics.get("jaccard")
+        notes = [f"step {module.global_step}"]
+        notes += [f"loss {float(loss):.3f}"] if loss is not None else []
+        notes += [f"J {float(jaccard):.3f}"] if jaccard is not None else []
+        self._progress("train", module.budget.share(module.global_step), 1.0, "  ".join(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run leaves: the thresholds and scores of the weights now in the network."""
+
+    thresholds: tuple[float, ...]
+    jaccard: tuple[float | None, ...]
+    steps: int
+    seconds: float
+    skipped: int
+
+
+def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, progress: Progress) -> Outcome:
+    """Train `learner` in place and leave its best weights in its network.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Where chips come from, and the ground held for validation.
+    folder : Path
+        Run folder: ``last.ckpt``, ``best.ckpt``, ``metrics.csv``, TensorBoard events.
+    resume : bool
+        Go on from ``last.ckpt`` when it is there.
+    """
+    checkpoint = folder / "last.ckpt"
+    chips, tiles = _loaders(learner, prepared)
+    with _quiet():
+        trainer = _trainer(learner, folder, [*_checkpoints(folder), _Reporter(progress)])
+        trainer.fit(learner, chips, tiles, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
+        steps, seconds = trainer.global_step, learner.budget.elapsed_s
+        restore(learner, folder / "best.ckpt")
+        trainer.validate(learner, tiles, verbose=False)
+    thresholds, scores = learner.curve.best()
+    jaccard = tuple(None if score != score else score for score in scores)
+    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped)
+
+
+def _loaders(learner: Learner, prepared: Prepared) -> tuple[DataLoader[Chip], DataLoader[Chip]]:
+    options, network = learner.options, learner.network
+    room = options.cache_mb * 2**20
+    drawn = learner.augmenter.source_size or options.chip  # larger than a chip, so that zooming out finds pixels
+    sampler = ChipSampler(prepared.grounds, size=drawn, seed=options.seed, balance=options.balance)
+    chips = DataLoader(
+        Chips(sampler, cache_bytes=room),
+        batch_sampler=RoundSampler(learner),
+        collate_fn=stack_chips,
+        num_workers=options.workers,
+        persistent_workers=options.workers > 0,
+    )
+    held = HeldTiles(
+        prepared.validation, tile=VALID_TILE_PX, halo=network.halo, stride=network.stride, cache_bytes=room
+    )
+    return chips, DataLoader(held, batch_size=1, collate_fn=stack_chips)
+
+
+def _checkpoints(folder: Path) -> list[Callback]:
+    """The best weights by validation Jaccard; the last state every minute and at each validation."""
+    best = ModelCheckpoint(folder, filename="best", monitor="jaccard", mode="max", enable_version_counter=False)
+    often = timedelta(seconds=CHECKPOINT_SECONDS)
+    last = ModelCheckpoint(folder, filename="last", train_time_interval=often, enable_version_counter=False)
+    ends = ModelCheckpoint(folder, filename="last", every_n_epochs=1, enable_version_counter=False)
+    return [best, last, ends]
+
+
+def restore(learner: Learner, checkpoint: Path) -> None:
+    """Load the weights of `checkpoint` into `learner` (plain data only, nothing is executed).
+
+    Raises
+    ------
+    InputError
+        No validation ever finished, so there are no best weights.
+    """
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint} is missing", hint="train again without --resume", code="E-TRN-005")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    learner.load_state_dict(state)
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether bfloat16 runs in hardware on `device`, so that training in it is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> lightning.Trainer:
+    options, device = learner.options, learner.target
+    wants_bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_native(device))
+    return lightning.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision="bf16-mixed" if wants_bf16 else "32-true",
+        max_epochs=options.rounds,
+        gradient_clip_val=options.clip_norm,
+        logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")],
+        callbacks=callbacks,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's banners and advice off the terminal; its errors still come."""
+    noisy = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in noisy]
+    try:
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning.*")
+            warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec, LeafSpec\)|lr_scheduler).*")
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)

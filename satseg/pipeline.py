@@ -1,0 +1,214 @@
+"""The story of satseg in three calls: train, detect, evaluate.  A newcomer starts reading here.
+
+    scenes + labels --train--> model --detect--> polygons --evaluate--> Jaccard
+
+Each function checks everything that can be wrong before long work starts, then hands over to the
+rooms: `imagery` reads scenes, `learning` knows torch, `vector` makes features, `scoring` counts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+from collections.abc import Iterator
+
+import geopandas
+
+from satseg.errors import InputError, OutputError, UsageError
+from satseg.imagery.scene import Scene, open_scene
+from satseg.learning.bundle import Model, load_model
+from satseg.learning.detection import DetectOptions, Products, outlines, thresholds_of
+from satseg.learning.grounds import LabelsLike, Pair, PathLike, SceneLike, open_pair, prepare
+from satseg.learning.inference import gather, working_scene
+from satseg.output import check_writable, write_text
+from satseg.progress import Progress, silent
+from satseg.raster import Raster
+from satseg.run import LabelledScene, RunConfig
+from satseg.vector.features import check_target, write_features
+
+LabelledPair: TypeAlias = "tuple[SceneLike, LabelsLike] | LabelledScene"
+
+
+def train(
+    data: Sequence[LabelledPair] = (),
+    *,
+    output: PathLike | None = None,
+    valid_data: Sequence[LabelledPair] = (),
+    config: RunConfig | None = None,
+    run_dir: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Model:
+    """Learn the classes of labelled scenes and return the model, saved under `output` if given.
+
+    Parameters
+    ----------
+    data : sequence of (scene, labels)
+        Scenes are paths, lists of paths (one scene in several files) or open scenes; labels are
+        vector files or GeoDataFrames. Those of `config` when left out.
+    valid_data : sequence of (scene, labels)
+        Scored whole during training; without it blocks of `data` are held out, with a gap.
+    config : RunConfig
+        A run file's content; `options` override it by name: ``minutes=10``, ``field="class"``,
+        ``classes=("building",)``, ``gsd=0.3``, ``seed=1`` (`satseg.run` lists them all).
+    run_dir : path-like
+        Checkpoints and logs; beside `output` when left out. Needed to `resume` a killed run.
+
+    Raises
+    ------
+    UsageError, InputError, LabelError, BandError, OutputError
+        Before training starts, for anything wrong with options, data or outputs.
+    """
+    from satseg.learning.recipe import build_learner, finished_model  # Lightning: seconds that detect need not pay
+    from satseg.learning.training import fit
+
+    run = RunConfig.from_options(options, base=config)
+    pairs = _open_pairs(data or run.data.scenes, run)
+    valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run)
+    if output is not None:
+        check_writable(output, overwrite=overwrite or resume)
+    prepared = prepare(pairs, valid_pairs, run)
+    learner = build_learner(prepared, run)
+    with _run_folder(run_dir, output, run, resume=resume, overwrite=overwrite) as folder:
+        outcome = fit(learner, prepared, folder=folder, resume=resume, progress=progress)
+    model = finished_model(learner, prepared, run, outcome)
+    if output is not None:
+        model.save(output, overwrite=overwrite or resume)
+    return model
+
+
+def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = silent, **options: Any) -> Raster:
+    """Scores of every class over `scene` (or its `bounds`), as one raster in memory.
+
+    Returns
+    -------
+    Raster, (K, H, W) float32 in 0..1
+        Channels are the model's classes; the grid is the scene's, or that of the model's working
+        resolution where the two differ by more than 5 %. `options` are those of `DetectOptions`.
+    """
+    chosen, loaded = DetectOptions.of(options), _as_model(model)
+    work = working_scene(loaded, _as_scene(scene))
+    window = chosen.window(work)
+    return gather(chosen.tiles(loaded, work, window, progress), work.grid, window, loaded.classes)
+
+
+def detect(
+    model: Model | PathLike,
+    scene: SceneLike,
+    *,
+    output: PathLike | None = None,
+    mask: PathLike | None = None,
+    scores: PathLike | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> geopandas.GeoDataFrame:
+    """Polygons of every class the model knows in `scene`.
+
+    Masks and scores go to disk tile by tile and polygons are made from the finished mask, so memory
+    does not follow the scene's height.
+
+    Parameters
+    ----------
+    output : path-like, optional
+        Vector file for the features; its suffix picks the format.
+    mask : path-like, optional
+        GeoTIFF, one uint8 band per class: 1 inside, 0 outside, 255 where the scene is not valid.
+    scores : path-like, optional
+        GeoTIFF, one float32 band per class: 0..1, NaN where the scene is not valid.
+    options
+        Those of `DetectOptions`, by name.
+
+    Returns
+    -------
+    GeoDataFrame in the scene's CRS
+        class_id, class_name, score (mean of the pixels, 0..1), area_m2, geometry (valid, holes kept).
+
+    Raises
+    ------
+    BandError, UsageError, OutputError
+        Before any inference, for what the model, options or outputs lack.
+    InputError
+        The scene has no valid pixel, or turns out damaged.
+    """
+    chosen, loaded = DetectOptions.of(options), _as_model(model)
+    work = working_scene(loaded, _as_scene(scene))
+    window = chosen.window(work)
+    if output is not None:
+        check_target(output, crs=work.grid.crs, overwrite=overwrite)
+    for path in (mask, scores):
+        if path is not None:
+            check_writable(path, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix=".satseg-", dir=_scratch(output, mask, scores)) as scratch:
+        products = Products.plan(work.grid.crop(window), _path(mask), _path(scores), Path(scratch))
+        tiles = chosen.tiles(loaded, work, window, progress)
+        limits = thresholds_of(loaded, chosen.threshold)
+        if not products.write(loaded, tiles, origin=window, thresholds=limits, overwrite=overwrite):
+            raise InputError(f"{work.name} has no valid pixel here", hint="check nodata and masks", code="E-IN-020")
+        features = outlines(loaded, products, chosen)
+    if output is not None:
+        write_features(features, output, overwrite=overwrite, colors={c.name: c.color for c in loaded.card.classes})
+    return features
+
+
+def _as_scene(scene: SceneLike) -> Scene:
+    return scene if isinstance(scene, Scene) else open_scene(scene)
+
+
+def _as_model(model: Model | PathLike) -> Model:
+    return model if isinstance(model, Model) else load_model(model)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _scratch(*outputs: PathLike | None) -> Path | None:
+    """Folder for temporary rasters: beside the first output, which has the room; else the system's."""
+    return next((Path(path).parent for path in outputs if path is not None), None)
+
+
+def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:
+    pairs = []
+    for item in data:
+        scene, labels, aoi = (item.scene, item.labels, item.aoi) if isinstance(item, LabelledScene) else (*item, None)
+        pairs.append(open_pair(scene, labels, aoi, run.data))
+    return pairs
+
+
+@contextmanager
+def _run_folder(run_dir: PathLike | None, output: PathLike | None, run: RunConfig, **modes: bool) -> Iterator[Path]:
+    """The folder for checkpoints and logs; a temporary one when the caller names neither."""
+    if run_dir is None and output is None:
+        with tempfile.TemporaryDirectory(prefix="satseg-run-") as folder:
+            yield Path(folder)
+        return
+    folder = Path(run_dir) if run_dir is not None else Path(os.fspath(output or "")).with_suffix(".run")
+    _claim(folder, run, **modes)
+    yield folder
+
+
+def _claim(folder: Path, run: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make `folder` this run's, or check that it already is."""
+    note = folder / "run.toml"
+    started = note.exists()
+    if started and resume:
+        if note.read_text(encoding="utf-8") != run.to_toml():
+            raise UsageError(
+                f"{note} was written by a run with other options", hint="resume with the same ones", code="E-TRN-006"
+            )
+        return
+    if started and not overwrite:
+        raise OutputError(
+            f"{folder} holds an earlier run", hint="give --resume to go on with it or --overwrite", code="E-OUT-010"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.ckpt"), *folder.glob("events.out.*"), folder / "metrics.csv"):
+        old.unlink(missing_ok=True)
+    write_text(note, run.to_toml(), overwrite=True)

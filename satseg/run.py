@@ -1,0 +1,236 @@
+"""The run file: everything a training run can be told, each key with a default.
+
+One pydantic model per section of the TOML (`[data] [model] [train]`). Key names are unique over the
+sections, so that the Python API and the command line take them flat (``minutes=10``), and an
+unknown name is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from satseg.errors import UsageError
+from satseg.specs import read_toml, suggest, validation_message
+
+PathLike: TypeAlias = str | os.PathLike[str]
+STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+DEFAULT_MINUTES = 10.0
+
+
+class LabelledScene(BaseModel):
+    """A scene in one or several files, the labels that lie on it, and where those are complete."""
+
+    model_config = STRICT
+
+    scene: str | tuple[str, ...]
+    labels: str
+    aoi: str | None = None
+
+
+class DataOptions(BaseModel):
+    """`[data]`: what is learnt from."""
+
+    model_config = STRICT
+
+    scenes: tuple[LabelledScene, ...] = ()
+    valid_scenes: tuple[LabelledScene, ...] = ()
+    field: str | None = Field(None, description="label attribute holding the class; without it all are one class")
+    classes: tuple[str, ...] | None = Field(None, description="names in order; all values of the field when left out")
+    class_spec: str | None = Field(None, description="a class list of data_specs or a file: names, colours, clean-up")
+    sensor: str | None = Field(None, description="sensor spec that names the bands")
+    bands: tuple[str, ...] | None = Field(None, description="bands to use; all of the first scene when left out")
+    gsd: float | None = Field(None, gt=0, description="working resolution in metres; that of the coarsest scene")
+    unlabelled: Literal["background", "ignore"] = "background"
+    src_crs: str | None = Field(None, description="CRS of scenes that state none")
+
+
+class ModelOptions(BaseModel):
+    """`[model]`: the plain UNet; see `satseg.learning.unet` for what each does."""
+
+    model_config = STRICT
+
+    width: int = Field(32, ge=1, description="filters of the finest level")
+    width_multiplier: float = 2.0
+    depth: int = Field(4, ge=1, le=8, description="levels")
+    convs_per_level: int = Field(2, ge=1, le=8)
+    stem: Literal[1, 2, 4] = 2
+    norm: Literal["batch", "channel", "none"] = "batch"
+    activation: Literal["relu", "elu", "silu", "gelu"] = "relu"
+    upsampling: Literal["nearest", "bilinear", "transposed"] = "nearest"
+    crop: int = Field(0, ge=0, description="pixels cut from each side of the output")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TrainOptions(BaseModel):
+    """`[train]`: how long, on what, and how."""
+
+    model_config = STRICT
+
+    minutes: Annotated[float | None, Field(gt=0, description="budget in minutes of wall time")] = None
+    steps: Annotated[int | None, Field(gt=0, description="budget in optimiser steps")] = None
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    chip: int = Field(128, ge=16, description="side of a training chip in pixels")
+    batch: int = Field(16, ge=1)
+    rounds: int = Field(5, ge=1, description="validations over the budget")
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises")
+    clip_norm: float = Field(1.0, gt=0)
+    loss: str = "bce_minus_log_jaccard"
+    balance: float = Field(0.5, ge=0, le=1, description="share of chips placed around a feature of a random class")
+    valid_share: float = Field(0.15, gt=0, lt=0.6, description="area held for validation in a blocked split")
+    augment: bool = True
+    workers: int = Field(0, ge=0, description="loader processes; on few cores they cost more than they bring")
+    cache_mb: int = Field(1024, ge=16, description="decoded blocks kept per process")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainOptions:
+        if self.minutes is None and self.steps is None:
+            object.__setattr__(self, "minutes", DEFAULT_MINUTES)
+        elif self.minutes is not None and self.steps is not None:
+            raise ValueError("give minutes or steps, not both")
+        return self
+
+
+class RunConfig(BaseModel):
+    """A whole run file."""
+
+    model_config = STRICT
+
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    train: TrainOptions = TrainOptions()
+
+    @classmethod
+    def from_file(cls, path: PathLike, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run file at `path` with ``section.key=value`` overrides, values written as in TOML.
+
+        Scene and label paths are relative to the run file.
+
+        Raises
+        ------
+        SpecError
+            The file is missing, no TOML, or has an unknown or ill-typed key (with its line).
+        UsageError
+            An override is not of the form ``section.key=value``.
+        """
+        config = cls.from_overrides(overrides, read_toml(path), path)
+        return config.model_copy(update={"data": _anchored(config.data, Path(path).parent)})
+
+    @classmethod
+    def from_overrides(
+        cls, overrides: Sequence[str], content: dict[str, Any] | None = None, path: PathLike | None = None
+    ) -> RunConfig:
+        """`content` (the defaults) with ``section.key=value`` overrides."""
+        changed = content or {}
+        for override in overrides:
+            _set(changed, override)
+        return cls._validated(changed, path)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
+        """`base` (the defaults) with flat options such as ``minutes=10``; None values are left out.
+
+        Raises
+        ------
+        UsageError
+            An option is unknown or has the wrong type.
+        """
+        content = (base or cls()).model_dump(exclude_unset=True)
+        for name, value in options.items():
+            if value is not None:
+                content.setdefault(_section_of(name), {})[name] = value
+        if "minutes" in options or "steps" in options:
+            _drop_other_budget(content["train"], options)
+        return cls._validated(content, None)
+
+    @classmethod
+    def _validated(cls, content: Mapping[str, Any], path: PathLike | None) -> RunConfig:
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError(validation_message(error, cls, path), code="E-USE-010") from error
+
+    def to_toml(self) -> str:
+        """The whole configuration as a run file, defaults included, descriptions as comments."""
+        lines: list[str] = []
+        for section, options in (("data", self.data), ("model", self.model), ("train", self.train)):
+            lines.append(f"[{section}]")
+            for name, field in type(options).model_fields.items():
+                note = f"  # {field.description}" if field.description else ""
+                value = _toml(getattr(options, name))
+                lines.append(f"{name} = {value}{note}" if value is not None else f"# {name} ={note}")
+            lines.append("")
+        return "\n".join(lines)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {"data": DataOptions, "model": ModelOptions, "train": TrainOptions}
+
+
+def _section_of(name: str) -> str:
+    for section, options in SECTIONS.items():
+        if name in options.model_fields:
+            return section
+    known = [name for options in SECTIONS.values() for name in options.model_fields]
+    raise UsageError(f"unknown option {name!r}{suggest(name, known)}", code="E-USE-011")
+
+
+def _drop_other_budget(train: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """A budget given by name replaces the other kind from the run file."""
+    if options.get("minutes") is not None and options.get("steps") is None:
+        train.pop("steps", None)
+    if options.get("steps") is not None and options.get("minutes") is None:
+        train.pop("minutes", None)
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise UsageError(f"override {override!r} is not section.key=value", hint="such as train.minutes=5")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    content.setdefault(section, {})[name] = value
+    if (section, name) in {("train", "minutes"), ("train", "steps")}:
+        _drop_other_budget(content["train"], {name: value})
+
+
+def _anchored(data: DataOptions, folder: Path) -> DataOptions:
+    def place(path: str) -> str:
+        return str(folder / path)
+
+    def anchor(item: LabelledScene) -> LabelledScene:
+        scene = place(item.scene) if isinstance(item.scene, str) else tuple(place(path) for path in item.scene)
+        aoi = place(item.aoi) if item.aoi else None
+        return LabelledScene(scene=scene, labels=place(item.labels), aoi=aoi)
+
+    return data.model_copy(
+        update={"scenes": tuple(map(anchor, data.scenes)), "valid_scenes": tuple(map(anchor, data.valid_scenes))}
+    )
+
+
+def _toml(value: Any) -> str | None:
+    """`value` in TOML, None for what TOML cannot say (an absent value)."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(filter(None, map(_toml, value))) + "]"
+    if isinstance(value, BaseModel):
+        pairs = ((name, _toml(item)) for name, item in value)
+        return "{ " + ", ".join(f"{name} = {item}" for name, item in pairs if item is not None) + " }"
+    return repr(value)

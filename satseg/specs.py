@@ -1,0 +1,233 @@
+"""Sensor and class specs: what is known about bands and classes, as documents with a source.
+
+A spec is a TOML file of `data_specs/`, or a user's own anywhere, checked by the models below. Names
+are file stems; case, hyphens and underscores do not count. Rejected: sensors as Python tables (a
+user cannot add one, and nobody can tell where a number comes from) and specs that are code.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from satseg.documents import (
+    Document,
+    PathLike,
+    Rows,
+    Spec,
+    Text,
+    decode,
+    fault_at,
+    faults,
+    folded,
+    key_lines,
+    number_text,
+    parse_toml,
+    read_text,
+    read_toml,
+    refuse_twice,
+    suggest,
+    validation_message,
+)
+from satseg.errors import SpecError
+from satseg.sensors import BandSpec, FilePattern, ProductSpec, SensorSpec
+
+__all__ = [
+    "BandSpec",
+    "ProductSpec",
+    "FilePattern",
+    "SensorSpec",
+    "ClassItem",
+    "ClassSpec",
+    "sensor_spec",
+    "class_spec",
+    "list_sensors",
+    "list_classes",
+    "load_document",
+    "detect_sensor",
+    "json_schema",
+    "suggest",
+    "read_toml",
+    "validation_message",
+]
+
+Kind: TypeAlias = Literal["sensor", "classes"]
+FOLDERS: dict[Kind, str] = {"sensor": "sensors", "classes": "classes"}
+
+
+class ClassItem(Document):
+    """A class: its name and code in labels, its colour, and how its scores become features."""
+
+    name: Text
+    id: Annotated[int, Field(ge=0, le=65535)]
+    color: Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_area_m2: Annotated[float, Field(ge=0)] = 0.0
+    min_hole_m2: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ClassSpec(Spec):
+    """A list of classes, their order that of the planes of a mask."""
+
+    kind: Literal["classes"] = "classes"
+    overlapping: bool = Field(True, description="whether one place may be of several classes")
+    ignore: Text | None = Field(None, description="label value whose area is neither learnt nor scored")
+    classes: Annotated[tuple[ClassItem, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ClassSpec:
+        refuse_twice("classes", [item.name for item in self.classes], key="name")
+        refuse_twice("classes", [str(item.id) for item in self.classes], key="id")
+        if self.ignore in self.class_names:
+            raise fault_at(("ignore",), f"{self.ignore!r} is a class and ignored at once")
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes, in order."""
+        return tuple(item.name for item in self.classes)
+
+    def rows(self) -> Rows:
+        """Return one row for each class, after the header."""
+        header = ("id", "class", "color", "threshold", "min area m2", "min hole m2")
+        return header, *(
+            (str(item.id), item.name, item.color, *map(number_text, figures))
+            for item in self.classes
+            for figures in [(item.threshold, item.min_area_m2, item.min_hole_m2)]
+        )
+
+
+AnySpec: TypeAlias = SensorSpec | ClassSpec
+MODELS: dict[Kind, type[SensorSpec] | type[ClassSpec]] = {"sensor": SensorSpec, "classes": ClassSpec}
+S = TypeVar("S", SensorSpec, ClassSpec)
+
+
+def sensor_spec(name_or_path: PathLike) -> SensorSpec:
+    """Return a shipped sensor by name or alias (``"worldview3"``, ``"WV-3"``), or a user's by path.
+
+    Raises
+    ------
+    SpecError
+        No such name (E-SPEC-001), a document of another kind (E-SPEC-008), or as `load_document`.
+    """
+    return _find("sensor", SensorSpec, name_or_path)
+
+
+def class_spec(name_or_path: PathLike) -> ClassSpec:
+    """Return a shipped class list by name or alias, or a user's by path; raises as `sensor_spec`."""
+    return _find("classes", ClassSpec, name_or_path)
+
+
+def list_sensors() -> tuple[str, ...]:
+    """Return the names of the shipped sensors."""
+    return tuple(_shipped_files("sensor"))
+
+
+def list_classes() -> tuple[str, ...]:
+    """Return the names of the shipped class lists."""
+    return tuple(_shipped_files("classes"))
+
+
+def load_document(path: PathLike) -> AnySpec:
+    """Return the spec in the TOML file at `path`, a sensor or a class list by its `kind`.
+
+    Raises
+    ------
+    SpecError
+        With the line: E-SPEC-002 missing or unreadable, 003 not TOML or a key twice, 004 unknown
+        key, 005 missing key, 006 wrong type or value, 007 names that clash or do not exist, 008
+        no or unknown kind.
+    """
+    try:
+        text = read_text(path)
+    except SpecError as error:
+        if not Path(path).exists():
+            names = (*list_sensors(), *list_classes())
+            error.hint = f"shipped specs need no path{suggest(Path(path).stem, names)}"
+        raise
+    return _checked(text, path)
+
+
+def detect_sensor(filenames: Sequence[str]) -> SensorSpec | None:
+    """Return the sensor that every one of `filenames` is of by its name; None if none or several."""
+    specs = map(sensor_spec, list_sensors()) if filenames else ()
+    found = [spec for spec in specs if all(map(spec.recognizes, filenames))]
+    return found[0] if len(found) == 1 else None
+
+
+def json_schema(kind: Kind) -> dict[str, Any]:
+    """Return the JSON Schema of documents of `kind`, for editors that complete and check TOML."""
+    return MODELS[kind].model_json_schema()
+
+
+def _find(kind: Kind, model: type[S], name_or_path: PathLike) -> S:
+    if _is_path(name_or_path):
+        spec = load_document(name_or_path)
+    else:
+        spec = _shipped(kind, _stem_of(kind, str(name_or_path)))
+    if not isinstance(spec, model):
+        raise SpecError(f"kind is {spec.kind!r}, not {kind!r}", code="E-SPEC-008", path=name_or_path)
+    return spec
+
+
+def _is_path(value: PathLike) -> bool:
+    return not isinstance(value, str) or value.endswith(".toml") or "/" in value or os.sep in value
+
+
+@cache
+def _stem_of(kind: Kind, name: str) -> str:
+    """Return the shipped document of that name; aliases are looked at only after the names."""
+    stems = list(_shipped_files(kind))
+    key = folded(name)
+    for stem in stems:
+        if key == folded(stem):
+            return stem
+    for stem in stems:
+        if key in map(folded, _shipped(kind, stem).aliases):
+            return stem
+    word = "sensor" if kind == "sensor" else "class list"
+    raise SpecError(f"unknown {word} {name!r}{suggest(name, stems)}", code="E-SPEC-001")
+
+
+@cache
+def _shipped_files(kind: Kind) -> dict[str, Traversable]:
+    """Return the shipped documents by stem: inside the package (wheel), else beside it (checkout)."""
+    folder: Traversable = importlib.resources.files("satseg").joinpath("data_specs", FOLDERS[kind])
+    if not folder.is_dir():
+        folder = Path(__file__).parents[1] / "data_specs" / FOLDERS[kind]
+    if not folder.is_dir():
+        return {}
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+
+
+@cache
+def _shipped(kind: Kind, stem: str) -> AnySpec:
+    file = _shipped_files(kind)[stem]
+    return _checked(decode(file.read_bytes(), str(file)), str(file))
+
+
+def _checked(text: str, path: PathLike) -> AnySpec:
+    content = parse_toml(text, path)
+    if not content:
+        raise SpecError("line 1: the document is empty", code="E-SPEC-005", path=path)
+    kind = content.get("kind")
+    if kind not in ("sensor", "classes"):
+        tail = suggest(str(kind), MODELS) if "kind" in content else ""
+        problem = f"unknown kind {kind!r}{tail}" if "kind" in content else "key 'kind' is missing"
+        line = key_lines(text).get(("kind",), 1)
+        raise SpecError(f"line {line}: {problem}", hint="sensor or classes", code="E-SPEC-008", path=path)
+    model = MODELS[kind]
+    try:
+        return model.model_validate({"name": Path(path).stem, **content})
+    except ValidationError as error:
+        first, *more = faults(error, model, text)
+        tail = f" (and {len(more)} more)" if more else ""
+        raise SpecError(f"line {first.line}: {first.message}{tail}", code=first.code, path=path) from error

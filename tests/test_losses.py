@@ -1,0 +1,241 @@
+"""Losses: worked values, masks that keep everything out, and finite numbers whatever comes."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from satseg.errors import GridError, SpecError
+from satseg.learning import losses
+from satseg.learning.losses import LOSSES, make_loss
+
+Y = torch.tensor([1.0, 1, 0, 0]).reshape(1, 1, 2, 2)
+P = torch.tensor([0.8, 0.6, 0.4, 0.2], dtype=torch.float64).reshape(1, 1, 2, 2)
+WORKED = {
+    "bce": 0.366984588,
+    "soft_jaccard": 1 - 0.538461538,
+    "log_jaccard": 0.619039208,
+    "bce_minus_log_jaccard": 0.986023796,
+    "weighted_bce_log_jaccard": 0.442600974,
+    "soft_dice": 1 - 0.7,
+    "tversky": 1 - 0.7,
+    "bce_plus_dice": 0.366984588 + 0.3,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", WORKED)
+def test_worked_values(name, dtype):
+    assert float(make_loss(name)(P.logit().to(dtype), Y)) == pytest.approx(WORKED[name], abs=1e-6)
+
+
+def random_case(seed: int, shape=(3, 2, 5, 7)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    targets = torch.rand(shape, generator=generator) < 0.3
+    labelled = torch.rand((shape[0], 1, *shape[2:]), generator=generator) < 0.7
+    return logits, targets, labelled
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_overlaps_equal_loops_over_labelled_pixels(seed):
+    logits, targets, labelled = random_case(seed)
+    p, y = logits.sigmoid().numpy(), targets.numpy()
+    known = labelled.expand(logits.shape).numpy()
+    jaccards, dices = [], []
+    for k in range(logits.shape[1]):
+        pk, yk = p[:, k][known[:, k]], y[:, k][known[:, k]].astype(float)
+        if yk.sum():
+            both = (pk * yk).sum()
+            jaccards.append(both / (pk.sum() + yk.sum() - both))
+            dices.append(2 * both / (pk.sum() + yk.sum()))
+    jaccard, dice = (np.mean(values) if values else 1.0 for values in (jaccards, dices))
+    assert float(losses.soft_jaccard(logits, targets, labelled)) == pytest.approx(1 - jaccard, abs=1e-6)
+    assert float(losses.soft_dice(logits, targets, labelled)) == pytest.approx(1 - dice, abs=1e-6)
+    assert float(losses.log_jaccard(logits, targets, labelled)) == pytest.approx(-np.log(jaccard), abs=1e-5)
+
+
+def test_bce_is_torch_bce_of_the_labelled_pixels():
+    logits, targets, labelled = random_case(1)
+    known = labelled.expand(logits.shape)
+    expected = F.binary_cross_entropy_with_logits(logits[known], targets[known].double())
+    torch.testing.assert_close(losses.bce(logits, targets, labelled), expected)
+
+
+def test_focal_without_focus_is_half_the_bce():
+    logits, targets, labelled = random_case(2)
+    half = losses.focal(logits, targets, labelled, gamma=0.0, alpha=0.5)
+    torch.testing.assert_close(half, losses.bce(logits, targets, labelled) / 2)
+
+
+def test_focal_equals_its_formula():
+    p, y = P.numpy().ravel(), Y.numpy().ravel()
+    pt, at = np.where(y == 1, p, 1 - p), np.where(y == 1, 0.25, 0.75)
+    expected = np.mean(-at * (1 - pt) ** 2 * np.log(pt))
+    assert float(losses.focal(P.logit(), Y)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_tversky_has_jaccard_and_dice_as_special_cases():
+    logits, targets, labelled = random_case(3)
+    for alpha, special in ((1.0, losses.soft_jaccard), (0.5, losses.soft_dice)):
+        index = losses.tversky(logits, targets, labelled, alpha=alpha, beta=alpha)
+        torch.testing.assert_close(index, special(logits, targets, labelled))
+
+
+def test_tversky_alpha_weighs_false_positives():
+    over, under = torch.full((1, 1, 4, 4), 9.0), torch.full((1, 1, 4, 4), -9.0)
+    targets = torch.zeros(1, 1, 4, 4)
+    targets[..., :8] = 1
+    targets[..., 2:, :] = 0
+    assert losses.tversky(over, targets, alpha=0.9, beta=0.1) > losses.tversky(over, targets, alpha=0.1, beta=0.9)
+    assert losses.tversky(under, targets, alpha=0.1, beta=0.9) > 0.9
+
+
+def test_weighted_sum_spans_from_bce_to_log_jaccard():
+    case = random_case(4)
+    torch.testing.assert_close(losses.weighted_bce_log_jaccard(*case, weight=0.0), losses.bce(*case))
+    torch.testing.assert_close(losses.weighted_bce_log_jaccard(*case, weight=1.0), losses.log_jaccard(*case))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unlabelled_pixels_have_no_influence_and_no_gradient(name):
+    logits, targets, labelled = random_case(5)
+    known = labelled.expand(logits.shape)
+    spoilt = logits.where(known, torch.nan).float().requires_grad_()
+    noise = targets.float().where(known, torch.inf)
+    loss = make_loss(name)(spoilt, noise, labelled)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(make_loss(name)(logits.float(), targets, labelled)))
+    assert spoilt.grad[~known].eq(0).all()
+    assert spoilt.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_mask_for_all_classes_or_one_each(name):
+    logits, targets, labelled = random_case(6)
+    loss = make_loss(name)
+    torch.testing.assert_close(
+        loss(logits, targets, labelled), loss(logits, targets, labelled.expand(logits.shape).contiguous())
+    )
+
+
+HARD = {
+    "no positive": (lambda t: t.zero_(), None, 1.0),
+    "all positive": (lambda t: t.fill_(1), None, 1.0),
+    "nothing labelled": (lambda t: t, False, 1.0),
+    "one class absent": (lambda t: t[:, 0].zero_(), None, 1.0),
+    "sure and wrong": (lambda t: t, None, -1e4),
+    "sure and right": (lambda t: t, None, 1e4),
+    "no positive, sure and wrong": (lambda t: t.zero_(), None, -1e4),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradient_are_finite(name, case, dtype):
+    change, labelled, factor = HARD[case]
+    targets = (torch.arange(2 * 2 * 5 * 7).reshape(2, 2, 5, 7) % 3 == 0).float()
+    change(targets)
+    logits = (factor * (2 * targets - 1)).to(dtype).requires_grad_()
+    mask = None if labelled is None else torch.full((2, 1, 5, 7), labelled)
+    loss = make_loss(name)(logits, targets, mask)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert math.isfinite(float(loss.detach()))
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["log_jaccard", "soft_jaccard", "soft_dice", "tversky"])
+def test_batch_without_positives_gives_no_overlap_loss(name):
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = make_loss(name)(logits, torch.zeros(2, 3, 4, 5))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert logits.grad.eq(0).all()
+
+
+def test_absent_class_is_left_out_of_the_mean_but_still_learnt_by_bce():
+    logits, targets, _ = random_case(7, shape=(2, 2, 6, 5))
+    targets[:, 1] = False
+    logits.requires_grad_()
+    alone = losses.log_jaccard(logits[:, :1], targets[:, :1])
+    torch.testing.assert_close(losses.log_jaccard(logits, targets), alone)
+    losses.bce_minus_log_jaccard(logits, targets).backward()
+    assert (logits.grad[:, 1] > 0).all()
+
+
+def test_positive_pixel_that_is_not_labelled_does_not_make_a_class_present():
+    logits, targets, _ = random_case(8, shape=(1, 1, 3, 4))
+    targets[:] = False
+    targets[0, 0, 0, 0] = True
+    labelled = torch.ones(1, 1, 3, 4, dtype=torch.bool)
+    labelled[0, 0, 0, 0] = False
+    assert float(losses.log_jaccard(logits, targets, labelled)) == 0.0
+
+
+def test_sums_run_over_the_whole_batch():
+    logits, targets, _ = random_case(9, shape=(4, 1, 3, 5))
+    joined = losses.log_jaccard(logits, targets)
+    torch.testing.assert_close(
+        joined, losses.log_jaccard(logits.reshape(1, 1, 12, 5), targets.reshape(1, 1, 12, 5))
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sums_of_bf16_logits_are_float32_even_under_autocast(name):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 1, 256, 300, generator=generator).bfloat16()
+    targets = torch.rand(2, 1, 256, 300, generator=generator) < 0.1
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = make_loss(name)(logits, targets)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(make_loss(name)(logits.double(), targets)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_is_that_of_the_value(name):
+    logits, targets, labelled = random_case(10, shape=(2, 2, 3, 2))
+    assert torch.autograd.gradcheck(lambda x: make_loss(name)(x, targets, labelled), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.float32])
+def test_target_types_are_alike(name, kind):
+    logits, targets, _ = random_case(11)
+    torch.testing.assert_close(make_loss(name)(logits, targets.to(kind)), make_loss(name)(logits, targets.double()))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_right_and_sure_costs_nothing(name):
+    assert float(make_loss(name)(40 * (2 * Y - 1), Y)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_losses_travel_to_workers():
+    loss = pickle.loads(pickle.dumps(make_loss("weighted_bce_log_jaccard", weight=0.5)))
+    assert float(loss(P.logit(), Y)) == pytest.approx(0.5 * 0.986023796, abs=1e-6)
+
+
+def test_unknown_loss_and_parameter_are_refused_with_a_suggestion():
+    with pytest.raises(SpecError, match="did you mean 'soft_jaccard'") as caught:
+        make_loss("soft_jacard")
+    assert caught.value.code == "E-SPEC-050"
+    with pytest.raises(SpecError, match="did you mean 'weight'") as caught:
+        make_loss("weighted_bce_log_jaccard", weigth=0.5)
+    assert caught.value.code == "E-SPEC-051"
+    with pytest.raises(SpecError, match="no parameter 'weight'"):
+        make_loss("bce", weight=0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 5), (1, 2, 5, 4), (2, 4, 5)])
+def test_shapes_that_differ_are_refused(shape):
+    with pytest.raises(GridError, match="targets"):
+        losses.bce(torch.zeros(1, 2, 4, 5), torch.zeros(shape))
