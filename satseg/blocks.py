@@ -126,7 +126,10 @@ def _lot(rng: Generator, lot: Block, palette: tuple[tuple[str, float], ...]) -> 
     s_drive = middle - side * (width / 2 - 2.0)
     drive = _drive(rng, lot.frame, s_drive, (front - inward * 2.0, front + inward * (setback + 5.5)))
     trees = tuple(
-        crown(rng, *lot.frame.at(float(rng.uniform(*garden.s)), float(rng.uniform(*sorted(garden.t)))))
+        crown(
+            rng,
+            *lot.frame.at(float(rng.uniform(*garden.s)), float(rng.uniform(min(garden.t), max(garden.t)))),
+        )
         for _ in range(int(rng.poisson(2.6)))
     )
     return combine([_grounds(rng, lot), house, drive, _garden(rng, garden), Layout(crowns=trees)])
@@ -156,7 +159,7 @@ def _house(
     *,
     back: float,
 ) -> Layout:
-    """Return a house of (length, depth, angle) at `place`: some an L with its arm to the `back`, some with solar panels."""
+    """Return a house of (length, depth, angle) at `place`; an L reaches to the `back`, +1 or -1 across."""
     (x, y), (long, depth, angle) = place, size
     wings = [Wing(x, y, long, depth, angle)]
     if rng.random() < 0.35:

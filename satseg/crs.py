@@ -3,11 +3,17 @@
 Areas and pixel sizes in a CRS mean metres only if its distortion is small: a roof near the pole is
 many times too large in EPSG:3857. `metric_crs` keeps a projected CRS when its areal scale is
 within half a percent over the data and otherwise falls to an equal-area projection of the place.
+
+Building a transformer takes PROJ from 0.3 ms to a tenth of a second (a change of datum), so that they
+and parsed CRSs are kept; pyproj gives each thread its own copy of the PROJ objects inside.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -27,7 +33,9 @@ Bounds: TypeAlias = tuple[float, float, float, float]
 AREAL_SCALE_TOLERANCE = 0.005
 """UTM stays within 0.1 % over its zone; EPSG:3857 leaves this band about 4 degrees from the equator."""
 LOCAL_EXTENT_M = 1_000_000.0
-"""Beyond this extent one azimuthal centre is arbitrary; EPSG:6933 (EASE-Grid 2.0) is used instead."""
+"""Beyond this extent one azimuthal centre is arbitrary; EASE-Grid 2.0 (EPSG:6933, global) is used instead."""
+POLAR_LATITUDE = 60.0
+"""Poleward of it EASE-Grid's own polar sheets (EPSG:6931, 6932): the global one tears shapes at the pole."""
 
 
 def parse_crs(value: CRSLike | None) -> CRS | None:
@@ -40,36 +48,85 @@ def parse_crs(value: CRSLike | None) -> CRS | None:
     """
     if value is None or isinstance(value, rasterio.crs.CRS):
         return value or None
-    try:
-        wkt = pyproj.CRS.from_user_input(value).to_wkt()
-        return rasterio.crs.CRS.from_wkt(wkt)
-    except (ProjError, RasterioCRSError) as error:
-        raise CRSError(
-            f"{value!r} is no coordinate reference system", hint="give one such as EPSG:32633", code="E-CRS-002"
-        ) from error
+    with _naming(value):
+        return rasterio.crs.CRS.from_wkt(pyproj.CRS.from_user_input(value).to_wkt())
 
 
 def to_pyproj(crs: CRSLike) -> pyproj.CRS:
-    """Return the pyproj form of `crs`, which geopandas and PROJ calls take."""
-    if isinstance(crs, rasterio.crs.CRS):
-        epsg = crs.to_epsg()
-        return pyproj.CRS.from_epsg(epsg) if epsg else pyproj.CRS.from_wkt(crs.to_wkt())
-    return pyproj.CRS.from_user_input(crs)
+    """Return the pyproj form of `crs`, which geopandas and PROJ calls take.
+
+    Raises
+    ------
+    CRSError
+        `crs` names no coordinate reference system.
+    """
+    with _naming(crs):
+        if isinstance(crs, rasterio.crs.CRS):
+            return _from_wkt(crs.wkt)
+        return pyproj.CRS.from_user_input(crs)
+
+
+@lru_cache(maxsize=256)
+def _from_wkt(wkt: str) -> pyproj.CRS:
+    """Return the EPSG form of a CRS that GDAL can identify, so that all spellings of it are equal.
+
+    Not where the text has a datum shift of its own (TOWGS84): identifying it would drop the shift.
+    """
+    own = pyproj.CRS.from_wkt(wkt)
+    shift = own.coordinate_operation.towgs84 if own.is_bound and own.coordinate_operation else ()
+    epsg = None if any(shift) else rasterio.crs.CRS.from_wkt(wkt).to_epsg()
+    return pyproj.CRS.from_epsg(epsg) if epsg else own
+
+
+@contextmanager
+def _naming(value: CRSLike) -> Iterator[None]:
+    """Turn the libraries' refusals of `value` inside the block into a CRSError."""
+    try:
+        yield
+    except (ProjError, RasterioCRSError) as error:
+        raise CRSError(
+            f"{value!r} is no coordinate reference system",
+            hint="give one such as EPSG:32633",
+            code="E-CRS-002",
+        ) from error
 
 
 def same_crs(first: CRSLike | None, second: CRSLike | None) -> bool:
-    """Whether both are absent or both describe one system (axis order aside: all is x, y here)."""
+    """Return whether both are absent or both describe one system (axis order aside: all is x, y here)."""
     if first is None or second is None:
         return first is None and second is None
     return first == second or to_pyproj(first).equals(to_pyproj(second), ignore_axis_order=True)
+
+
+def transformer(source: CRSLike, target: CRSLike) -> pyproj.Transformer:
+    """Return PROJ's way from `source` to `target`, x before y whatever the CRSs say; kept for next time.
+
+    Raises
+    ------
+    CRSError
+        No way is known, as from a local engineering CRS to any place on the Earth.
+    """
+    ends = to_pyproj(source), to_pyproj(target)
+    try:
+        return _transformer(*(end.srs for end in ends))
+    except ProjError as error:
+        raise CRSError(
+            f"no way is known from {describe(source)} to {describe(target)}",
+            hint="give both a CRS with a place on the Earth",
+            code="E-CRS-005",
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _transformer(source: str, target: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(source, target, always_xy=True)
 
 
 def transform_points(
     source: CRSLike, target: CRSLike, xs: NDArray[np.float64], ys: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return `xs`, `ys` moved from `source` to `target`; points PROJ cannot move become inf."""
-    mover = pyproj.Transformer.from_crs(to_pyproj(source), to_pyproj(target), always_xy=True)
-    out_x, out_y = mover.transform(xs, ys)
+    out_x, out_y = transformer(source, target).transform(xs, ys)
     return np.asarray(out_x, dtype=np.float64), np.asarray(out_y, dtype=np.float64)
 
 
@@ -79,16 +136,32 @@ def transform_bounds(source: CRSLike, target: CRSLike, bounds: Bounds) -> Bounds
     Raises
     ------
     CRSError
-        The box has no finite image in `target`.
+        The box has no finite image in `target`, or its image lies across the antimeridian.
     """
     if same_crs(source, target):
         return bounds
-    mover = pyproj.Transformer.from_crs(to_pyproj(source), to_pyproj(target), always_xy=True)
-    moved: Bounds = mover.transform_bounds(*bounds, densify_pts=21)
+    moved = _moved_bounds(transformer(source, target), bounds, edge_points=21)
     if not np.all(np.isfinite(moved)):
         raise CRSError(
-            f"bounds {bounds} do not exist in {describe(target)}", hint="check the CRS of the bounds", code="E-CRS-003"
+            f"bounds {bounds} do not exist in {describe(target)}",
+            hint="check the CRS of the bounds",
+            code="E-CRS-003",
         )
+    if moved[0] > moved[2]:
+        raise CRSError(
+            f"bounds {bounds} lie across the antimeridian in {describe(target)}",
+            hint="split them at longitude 180",
+            code="E-CRS-004",
+        )
+    return moved
+
+
+def _moved_bounds(mover: pyproj.Transformer, bounds: Bounds, *, edge_points: int) -> Bounds:
+    """Return PROJ's envelope of the moved box, infinite where it has none."""
+    try:
+        moved: Bounds = mover.transform_bounds(*bounds, densify_pts=edge_points)
+    except ProjError:
+        return -np.inf, -np.inf, np.inf, np.inf
     return moved
 
 
@@ -97,27 +170,42 @@ def metric_crs(crs: CRSLike, bounds: Bounds) -> pyproj.CRS:
 
     `crs` itself when it is projected in metres and its areal scale (PROJ factors) stays within
     `AREAL_SCALE_TOLERANCE` of 1 at the centre and corners; else a Lambert azimuthal equal-area
-    projection centred there, or EPSG:6933 for extents beyond `LOCAL_EXTENT_M`.
+    projection centred there, or EPSG:6933 for extents beyond `LOCAL_EXTENT_M` (its polar sisters for
+    projected data centred beyond `POLAR_LATITUDE`). A local engineering CRS in metres is flat and
+    kept too.
+
+    Raises
+    ------
+    CRSError
+        The bounds do not lie on the Earth, or the CRS is a local one in other units.
     """
-    own = to_pyproj(crs)
+    left, bottom, right, top = map(float, bounds)
+    return _metric_crs(to_pyproj(crs), (left, bottom, right, top))
+
+
+@lru_cache(maxsize=256)
+def _metric_crs(own: pyproj.CRS, bounds: Bounds) -> pyproj.CRS:
     left, bottom, right, top = bounds
-    if own.is_projected and _unit_factor(own) == 1.0 and _keeps_area(own, bounds):
+    metres = _unit_factor(own) == 1.0
+    if metres and (own.is_engineering or (own.is_projected and _keeps_area(own, bounds))):
         return own
-    geodetic = pyproj.CRS.from_epsg(4326)
-    lon, lat = transform_points(own, geodetic, np.array([(left + right) / 2]), np.array([(bottom + top) / 2]))
-    if not (np.isfinite(lon[0]) and np.isfinite(lat[0])):
+    middle = np.array([(left + right) / 2]), np.array([(bottom + top) / 2])
+    lon, lat = transform_points(own, 4326, *middle)
+    if not (np.isfinite(lon[0]) and abs(lat[0]) <= 90):
         raise CRSError(
-            f"bounds {bounds} do not lie on the Earth in {describe(crs)}", hint="check the CRS", code="E-CRS-003"
+            f"bounds {bounds} do not lie on the Earth in {describe(own)}",
+            hint="check the CRS",
+            code="E-CRS-003",
         )
     local = pyproj.CRS.from_proj4(f"+proj=laea +lat_0={lat[0]:.6f} +lon_0={lon[0]:.6f} +datum=WGS84 +units=m")
     if np.isfinite(extent := _extent(own, local, bounds)) and extent <= LOCAL_EXTENT_M:
         return local
-    return pyproj.CRS.from_epsg(6933)
+    polar = own.is_projected and abs(lat[0]) > POLAR_LATITUDE
+    return pyproj.CRS.from_epsg((6931 if lat[0] > 0 else 6932) if polar else 6933)
 
 
 def _extent(source: pyproj.CRS, target: pyproj.CRS, bounds: Bounds) -> float:
-    mover = pyproj.Transformer.from_crs(source, target, always_xy=True)
-    left, bottom, right, top = mover.transform_bounds(*bounds, densify_pts=5)
+    left, bottom, right, top = _moved_bounds(transformer(source, target), bounds, edge_points=5)
     return float(max(right - left, top - bottom))
 
 
@@ -129,31 +217,34 @@ def _keeps_area(crs: pyproj.CRS, bounds: Bounds) -> bool:
     left, bottom, right, top = bounds
     xs = np.array([(left + right) / 2, left, left, right, right])
     ys = np.array([(bottom + top) / 2, bottom, top, bottom, top])
-    geodetic = crs.geodetic_crs
-    if geodetic is None:
-        return False
     try:
-        lon, lat = transform_points(crs, geodetic, xs, ys)
-        scale = np.asarray(pyproj.Proj(crs).get_factors(lon, lat).areal_scale)
+        projection = pyproj.Proj(crs)
+        scale = np.asarray(projection.get_factors(*projection(xs, ys, inverse=True)).areal_scale)
     except ProjError:
         return False
     return bool(np.all(np.abs(scale - 1.0) <= AREAL_SCALE_TOLERANCE))
 
 
 def describe(crs: CRSLike | None) -> str:
-    """Return the shortest name of `crs` a person knows: ``EPSG:32633``, its title, or ``none``."""
+    """Return the shortest name of `crs` a person knows: ``EPSG:32633``, ``ESRI:54009``, its title, ``none``.
+
+    `parse_crs` takes the codes back.
+    """
     if crs is None:
         return "none"
     parsed = to_pyproj(crs)
-    epsg = parsed.to_epsg()
-    return f"EPSG:{epsg}" if epsg else parsed.name
+    if epsg := parsed.to_epsg():
+        return f"EPSG:{epsg}"
+    if authority := parsed.to_authority():
+        return ":".join(authority)
+    return str(parsed.name) if parsed.name not in ("unknown", "unnamed", "") else "a CRS without a name"
 
 
 def proj_data_problem() -> str | None:
     """Say which environment variable points PROJ at another program's database, or None.
 
     QGIS, PostgreSQL and conda set these; rasterio's PROJ then fails on every CRS while pyproj and
-    pyogrio keep working, so that the failure looks random (faults 38).
+    pyogrio keep working, so that the failure looks random.
     """
     for name in ("PROJ_DATA", "PROJ_LIB"):
         if value := os.environ.get(name):

@@ -52,7 +52,7 @@ _TOKEN = re.compile(
       | (?P<bare>[^\s\[\]{}=,.\#"']+)''',
     re.VERBOSE | re.DOTALL,
 )
-_TOML_LINE = re.compile(r"\s*\(at line (\d+), column \d+\)")
+_TOML_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)")
 
 
 class Document(BaseModel):
@@ -165,10 +165,11 @@ def parse_toml(text: str, path: PathLike) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = _TOML_LINE.search(str(error))
-        line = int(found[1]) if found else max(1, len(text.splitlines()))
-        source = text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else ""
+        rows = text.splitlines() or [""]
+        line = int(found[1]) if found and found[1] else len(rows)
+        source = rows[min(line, len(rows)) - 1].strip()
         problem = _TOML_LINE.sub("", str(error))
-        twice = "overwrite" in problem or "twice" in problem
+        twice = any(word in problem for word in ("overwrite", "twice", "Duplicate"))
         hint = "it stands above already" if twice else "text needs quotes, true and false are in lower case"
         message = f"line {line}: {problem} in {_shown(source)}"
         raise SpecError(message, hint=hint, code="E-SPEC-003", path=path) from error

@@ -37,11 +37,11 @@ class SatsegError(Exception):
         code: str | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
+        super().__init__(message)  # first: ImportError's own __init__ clears `path`
         self.message = message
         self.hint = hint
         self.code = code or self.default_code
         self.path = None if path is None else os.fspath(path)
-        super().__init__(message)
 
     def __str__(self) -> str:
         place = f"{self.path}: " if self.path and self.path not in self.message else ""
@@ -115,7 +115,7 @@ class OutputError(SatsegError, OSError):
     default_code = "E-OUT-001"
 
 
-class PartialError(SatsegError):
+class PartialError(SatsegError, RuntimeError):
     """Some scenes of a batch failed; the others are done."""
 
     exit_code = 5

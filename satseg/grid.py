@@ -3,11 +3,13 @@
 Functions take one `Grid` instead of three arguments that could disagree. Pixel (0, 0) is the upper
 left pixel of the array, its corner is at column 0.0, row 0.0, its centre at 0.5, 0.5. Any affine
 transform is allowed: rotated, sheared, south-up, non-square; only `bounds` becomes an envelope.
-Windows are rasterio's, with whole-number offsets here, and may overhang the grid.
+Windows are rasterio's, with whole-number offsets here, and may overhang the grid. Transforms are
+applied number by number: affine 3 deprecates the only product sign that affine 2 knows.
 """
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,18 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.crs import CRS, Bounds, CRSLike, describe, metric_crs, parse_crs, same_crs, transform_bounds, transform_points
+from satseg.crs import (
+    CRS,
+    Bounds,
+    CRSLike,
+    describe,
+    metric_crs,
+    parse_crs,
+    same_crs,
+    to_pyproj,
+    transform_bounds,
+    transform_points,
+)
 from satseg.errors import CRSError, GridError
 
 SNAP_PX = 1e-6
@@ -47,15 +60,23 @@ class Grid:
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise GridError(f"a grid of {self.height} x {self.width} pixels is empty")
-        if not all(map(math.isfinite, self.transform[:6])) or self.transform.determinant == 0:
-            raise GridError(f"transform {tuple(self.transform[:6])} maps pixels to no area", code="E-GRID-002")
+        numbers, area = tuple(self.transform[:6]), self.transform.determinant
+        if not all(map(math.isfinite, (*numbers, area))) or area == 0:
+            raise GridError(f"transform {numbers} maps pixels to no area", code="E-GRID-002")
         object.__setattr__(self, "crs", parse_crs(self.crs))
 
     @classmethod
     def from_bounds(cls, bounds: Bounds, *, height: int, width: int, crs: CRSLike | None = None) -> Grid:
-        """North-up grid of `height` x `width` pixels that fills `bounds` (left, bottom, right, top)."""
-        left, bottom, right, top = bounds
-        transform = Affine((right - left) / width, 0.0, left, 0.0, (bottom - top) / height, top)
+        """Return the north-up grid of `height` x `width` pixels that fills `bounds`.
+
+        Raises
+        ------
+        GridError
+            The size or the bounds (left, bottom, right, top) are empty.
+        """
+        left, bottom, right, top = _ordered(bounds)
+        rows, cols = max(1, height), max(1, width)  # a size below 1 is refused by the class itself
+        transform = Affine((right - left) / cols, 0.0, left, 0.0, (bottom - top) / rows, top)
         return cls(height, width, transform, parse_crs(crs))
 
     @property
@@ -91,17 +112,24 @@ class Grid:
         return self.crs is not None
 
     def pixel_area_m2(self) -> float:
-        """Area of the grid's central pixel in square metres; in squared units without a CRS."""
-        if self.crs is None:
+        """Return the area of the grid's central pixel in square metres; in squared units without a CRS.
+
+        Raises
+        ------
+        CRSError
+            The grid does not lie on the Earth.
+        """
+        metric = None if self.crs is None else metric_crs(self.crs, self.bounds)
+        if self.crs is None or metric == to_pyproj(self.crs):
             return abs(self.transform.determinant)
-        row, col = self.height / 2, self.width / 2
-        corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=float) + (col - 0.5, row - 0.5)
-        xs, ys = self.xy(rows=corners[:, 1], cols=corners[:, 0])
-        xs, ys = transform_points(self.crs, metric_crs(self.crs, self.bounds), xs, ys)
+        rows = self.height / 2 + np.array([-0.5, -0.5, 0.5, 0.5])
+        cols = self.width / 2 + np.array([-0.5, 0.5, 0.5, -0.5])
+        xs, ys = self.xy(rows=rows, cols=cols)
+        xs, ys = transform_points(self.crs, metric, xs, ys)
         return float(shapely.Polygon(np.column_stack([xs, ys])).area)
 
     def gsd_m(self) -> float:
-        """Ground sampling distance in metres: the square root of the central pixel's area.
+        """Return the ground sampling distance in metres: the square root of the central pixel's area.
 
         Without a CRS the pixel size is in unknown units and returned as it is.
         """
@@ -110,7 +138,7 @@ class Grid:
     def xy(
         self, *, rows: NDArray[np.float64] | Iterable[float], cols: NDArray[np.float64] | Iterable[float]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """World x, y of fractional pixel positions (0.5, 0.5 is the centre of the first pixel)."""
+        """Return world x, y of fractional pixel positions (0.5, 0.5 is the centre of the first pixel)."""
         r, c = np.asarray(rows, dtype=np.float64), np.asarray(cols, dtype=np.float64)
         t = self.transform
         return t.a * c + t.b * r + t.c, t.d * c + t.e * r + t.f
@@ -118,37 +146,47 @@ class Grid:
     def rowcol(
         self, *, xs: NDArray[np.float64] | Iterable[float], ys: NDArray[np.float64] | Iterable[float]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Fractional pixel rows, columns of world positions: the inverse of `xy`."""
-        x, y = np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)
-        t = ~self.transform
-        return t.d * x + t.e * y + t.f, t.a * x + t.b * y + t.c
+        """Return fractional pixel rows, columns of world positions: the inverse of `xy`.
+
+        The corner is subtracted first: metres from the equator cost half the digits of a product.
+        """
+        t = self.transform
+        x, y = np.asarray(xs, dtype=np.float64) - t.c, np.asarray(ys, dtype=np.float64) - t.f
+        return (t.a * y - t.d * x) / t.determinant, (t.e * x - t.b * y) / t.determinant
 
     def crop(self, window: Window) -> Grid:
-        """The grid of `window`, which may overhang this one."""
-        top, left = round(window.row_off), round(window.col_off)
+        """Return the grid of `window`, which may overhang this one."""
+        t = self.transform
+        x, y = self.xy(rows=[round(window.row_off)], cols=[round(window.col_off)])
         return replace(
             self,
             height=round(window.height),
             width=round(window.width),
-            transform=self.transform * Affine.translation(left, top),
+            transform=Affine(t.a, t.b, float(x[0]), t.d, t.e, float(y[0])),
         )
 
     def zoom(self, factor: float) -> Grid:
-        """This extent with pixels `factor` times as long; sizes round to at least one pixel.
+        """Return this extent with pixels `factor` times as long; sizes round to at least one pixel.
 
         The upper left corner and the pixel size are exact; the far edge moves by less than a pixel.
+
+        Raises
+        ------
+        GridError
+            `factor` is not a positive number.
         """
         if not factor > 0 or not math.isfinite(factor):
-            raise GridError(f"zoom factor {factor} is not a positive number")
+            raise GridError(f"zoom factor {factor} is not a positive number", code="E-GRID-005")
+        t = self.transform
         return replace(
             self,
             height=max(1, round(self.height / factor)),
             width=max(1, round(self.width / factor)),
-            transform=self.transform * Affine.scale(factor),
+            transform=Affine(t.a * factor, t.b * factor, t.c, t.d * factor, t.e * factor, t.f),
         )
 
     def at_gsd(self, gsd_m: float) -> Grid:
-        """This extent at a ground sampling distance of `gsd_m` metres (units without a CRS).
+        """Return this extent at a ground sampling distance of `gsd_m` metres (units without a CRS).
 
         Raises
         ------
@@ -156,12 +194,14 @@ class Grid:
             `gsd_m` is not a positive number.
         """
         if not gsd_m > 0 or not math.isfinite(gsd_m):
-            raise GridError(f"gsd {gsd_m} m is not a positive length", hint="give metres, such as 0.3")
+            raise GridError(
+                f"gsd {gsd_m} m is not a positive length", hint="give metres, such as 0.3", code="E-GRID-006"
+            )
         factor = gsd_m / self.gsd_m()
         return self if abs(factor - 1) < 1e-3 else self.zoom(factor)
 
     def window_of(self, bounds: Bounds, crs: CRSLike | None = None) -> Window:
-        """Smallest window of whole pixels that covers `bounds`, clipped to the grid.
+        """Return the smallest window of whole pixels that covers `bounds`, clipped to the grid.
 
         Parameters
         ----------
@@ -176,12 +216,13 @@ class Grid:
         GridError
             The bounds are empty, or do not touch the grid.
         """
-        left, bottom, right, top = bounds
-        if not (left < right and bottom < top):
-            raise GridError(f"bounds {bounds} are empty", hint="the order is left bottom right top", code="E-GRID-003")
+        left, bottom, right, top = _ordered(bounds)
         if crs is not None and not same_crs(crs, self.crs):
             if self.crs is None:
-                raise CRSError("the scene has no CRS, so bounds in another CRS mean nothing on it")
+                raise CRSError(
+                    f"the scene has no CRS, so bounds in {describe(crs)} mean nothing on it",
+                    hint="give its CRS, or the bounds in its own units",
+                )
             left, bottom, right, top = transform_bounds(crs, self.crs, bounds)
         rows, cols = self.rowcol(xs=[left, right, right, left], ys=[bottom, bottom, top, top])
         row0, col0 = max(0, math.floor(rows.min() + SNAP_PX)), max(0, math.floor(cols.min() + SNAP_PX))
@@ -189,13 +230,21 @@ class Grid:
         col1 = min(self.width, math.ceil(cols.max() - SNAP_PX))
         if row0 >= row1 or col0 >= col1:
             raise GridError(
-                f"bounds {bounds} do not touch the scene, whose bounds are {self.bounds} in {describe(self.crs)}",
-                code="E-GRID-003",
+                f"bounds {bounds} do not touch the scene, which has {self.bounds} in {describe(self.crs)}",
+                code="E-GRID-004",
             )
         return Window(col0, row0, col1 - col0, row1 - row0)
 
     def footprint(self, crs: CRSLike | None = None) -> shapely.Polygon:
-        """Outline of the grid, in `crs` when given (edges densified, so that they stay curved)."""
+        """Return the outline of the grid, in `crs` when given (edges densified, so that they stay curved).
+
+        Longitudes run on past 180 where the grid lies across the antimeridian.
+
+        Raises
+        ------
+        CRSError
+            A part of the outline has no image in `crs`.
+        """
         moves = crs is not None and self.crs is not None and not same_crs(crs, self.crs)
         along = np.linspace(0, 1, 21 if moves else 1, endpoint=False)
         zero, one = np.zeros_like(along), np.ones_like(along)
@@ -204,10 +253,17 @@ class Grid:
         xs, ys = self.xy(rows=rows, cols=cols)
         if moves and crs is not None and self.crs is not None:
             xs, ys = transform_points(self.crs, crs, xs, ys)
+            if not np.isfinite([xs, ys]).all():
+                raise CRSError(
+                    f"bounds {self.bounds} in {describe(self.crs)} do not exist in {describe(crs)}",
+                    hint="check the scene's CRS",
+                    code="E-CRS-003",
+                )
+            xs = np.unwrap(xs, period=360.0) if to_pyproj(crs).is_geographic else xs
         return shapely.Polygon(np.column_stack([xs, ys]))
 
     def matches(self, other: Grid) -> bool:
-        """Whether both grids lay the same pixels on the same ground, to a ten-thousandth of a pixel."""
+        """Return whether both grids lay the same pixels on the same ground, to 1e-4 of a pixel."""
         if self.shape != other.shape or not same_crs(self.crs, other.crs):
             return False
         corner_rows, corner_cols = np.array([0.0, 0.0, self.height]), np.array([0.0, self.width, 0.0])
@@ -223,12 +279,14 @@ class Grid:
             "CRS": describe(self.crs),
             "bounds": ", ".join(f"{v:.10g}" for v in self.bounds),
         }
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items()
+        )
         return f"<table>{cells}</table>"
 
 
 def overlap(first: Window, second: Window) -> Window | None:
-    """The part common to both windows, or None; unlike rasterio's, never raises."""
+    """Return the part common to both windows, or None; unlike rasterio's, never raises."""
     top, left = max(first.row_off, second.row_off), max(first.col_off, second.col_off)
     bottom = min(first.row_off + first.height, second.row_off + second.height)
     right = min(first.col_off + first.width, second.col_off + second.width)
@@ -236,14 +294,28 @@ def overlap(first: Window, second: Window) -> Window | None:
 
 
 def slices(window: Window, within: Window) -> tuple[slice, slice]:
-    """Row and column slices that cut `window` out of an array that covers `within`."""
+    """Return row and column slices that cut `window` out of an array that covers `within`."""
     top, left = round(window.row_off - within.row_off), round(window.col_off - within.col_off)
     return slice(top, top + round(window.height)), slice(left, left + round(window.width))
 
 
 def envelope(transform: Affine, window: Window) -> Bounds:
-    """Envelope (left, bottom, right, top) of the corners of `window` under `transform`."""
-    top, left = window.row_off, window.col_off
-    corners = [transform * (left + dx * window.width, top + dy * window.height) for dx in (0, 1) for dy in (0, 1)]
-    xs, ys = zip(*corners, strict=True)
+    """Return the envelope (left, bottom, right, top) of the corners of `window` under `transform`."""
+    t = transform
+    rows = (window.row_off, window.row_off + window.height)
+    cols = (window.col_off, window.col_off + window.width)
+    xs = [t.a * col + t.b * row + t.c for row in rows for col in cols]
+    ys = [t.d * col + t.e * row + t.f for row in rows for col in cols]
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _ordered(bounds: Bounds) -> Bounds:
+    """Return `bounds`, which must be finite and hold an area."""
+    left, bottom, right, top = bounds
+    if not (left < right and bottom < top and all(map(math.isfinite, bounds))):
+        raise GridError(
+            f"bounds {bounds} are empty or endless",
+            hint="the order is left bottom right top",
+            code="E-GRID-003",
+        )
+    return left, bottom, right, top

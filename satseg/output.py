@@ -3,29 +3,37 @@
 Everything is written into a hidden folder beside the target, under the target's own name (drivers
 look at suffixes and add side-cars), verified by the caller, flushed to disk, and only then renamed
 into place, side-cars first and the main file last. A killed run leaves at most that hidden folder,
-which the next run on the same target removes once its process is gone.
+which the next run on the same target removes. The folder is locked while its run lives (flock, which
+the kernel lets go when a process dies), so that of two runs on one target the second is refused.
 
-Rejected: a temporary file in the system's folder (another file system, so no atomic rename), and
-writing under the final name with a lock (readers do not look at locks).
+Rejected: a temporary file in the system's folder (another file system, so no atomic rename),
+writing under the final name with a lock (readers do not look at locks), and telling whether a run
+lives by its process number (numbers are used again).
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
-import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from satseg.errors import OutputError
 
 PARTIAL = ".partial"
-SHAPEFILE_PARTS = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qmd")
+SHAPEFILE_PARTS = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qmd", ".shp.xml")
 """Parts of an older shapefile that must not outlive it (ESRI Shapefile Technical Description, 1998)."""
+SIDE_CARS = (".aux.xml", ".ovr", ".msk", "-journal", "-wal", "-shm")
+"""Endings that GDAL and SQLite add to a file's name: an older file's overviews, statistics or journal
+would be taken for the new file's."""
+NAME_BYTES = 100
+"""Of the target's name in that of the hidden folder; file systems allow 255 bytes in all."""
 
 
 class AtomicOutput:
@@ -46,19 +54,24 @@ class AtomicOutput:
     ------
     OutputError
         At construction, so before any work: the folder is missing or not writable, the target
-        exists and `overwrite` is off, or the target is a folder. At exit: the disk is full.
+        exists and `overwrite` is off, or the target is a folder. At the start of the block: another
+        run is writing the target (E-OUT-007). At its end: the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(path)
+        self._overwrite = overwrite
         check_writable(self.path, overwrite=overwrite)
         self._folder: Path | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> AtomicOutput:
-        _remove_abandoned(self.path)
-        prefix = f".{self.path.name[:64]}.{socket.gethostname()[:32]}.{os.getpid()}."
-        with os_errors_as_output_errors(self.path):
+        with os_errors_as_output_errors(self.path), _locked(self.path.parent):
+            check_writable(self.path, overwrite=self._overwrite)  # another run may have finished since
+            _remove_abandoned(self.path)
+            prefix = f"{_prefix(self.path)}{os.getpid()}."
             self._folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=self.path.parent))
+            self._lock = _try_lock(self._folder)
         return self
 
     @property
@@ -84,6 +97,9 @@ class AtomicOutput:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             self._folder = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def _publish(self, folder: Path) -> None:
         if not self.temporary.exists():
@@ -91,9 +107,8 @@ class AtomicOutput:
         parts = sorted(folder.iterdir(), key=lambda part: part.name == self.path.name)
         for part in parts:
             _flush(part)
-        if self.path.suffix.lower() == ".shp":
-            for suffix in SHAPEFILE_PARTS:
-                self.path.with_suffix(suffix).unlink(missing_ok=True)
+        for old in _side_cars(self.path):
+            old.unlink(missing_ok=True)
         for part in parts:
             os.replace(part, self.path.parent / part.name)
         _flush(self.path.parent)
@@ -112,7 +127,9 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     if path.is_dir():
         raise OutputError(f"{path} is a folder", hint="give a file name", code="E-OUT-004", path=path)
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists", hint="give --overwrite to replace it", code="E-OUT-003", path=path)
+        raise OutputError(
+            f"{path} exists", hint="give --overwrite to replace it", code="E-OUT-003", path=path
+        )
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -151,21 +168,72 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _side_cars(path: Path) -> list[Path]:
+    """Files that belong to an older file at `path`, the main one first where parts make up one file."""
+    beside = [path.with_name(path.name + ending) for ending in SIDE_CARS]
+    if path.suffix.lower() == ".shp":
+        return [path.with_suffix(ending) for ending in SHAPEFILE_PARTS] + beside
+    if path.suffix.lower() == ".csv" and not path.with_suffix(".shp").exists():
+        beside.append(path.with_suffix(".prj"))
+    return beside
+
+
+def _prefix(path: Path) -> str:
+    """How the names of hidden folders of `path` start."""
+    name = path.name.encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
+    return f".{name}.{zlib.crc32(os.fsencode(path.name)):08x}."
+
+
 def _remove_abandoned(path: Path) -> None:
-    """Remove hidden folders of `path` whose process on this host no longer runs."""
-    prefix = f".{path.name[:64]}.{socket.gethostname()[:32]}."
-    for folder in path.parent.glob(f".*{PARTIAL}"):
-        if folder.name.startswith(prefix):
-            pid = folder.name[len(prefix) :].split(".")[0]
-            if pid.isdigit() and not _runs(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
+    """Remove what killed runs on `path` left behind; raise OutputError when one is still running."""
+    prefix = _prefix(path)
+    for folder in path.parent.iterdir():
+        if not (folder.name.startswith(prefix) and folder.name.endswith(PARTIAL)):
+            continue
+        try:
+            lock = _try_lock(folder)
+        except FileNotFoundError:  # its run has just ended
+            continue
+        except BlockingIOError as error:
+            process = folder.name.removeprefix(prefix).split(".")[0]
+            raise OutputError(
+                f"{path} is being written by process {process}",
+                hint="wait for it, or choose another name",
+                code="E-OUT-007",
+                path=path,
+            ) from error
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
-def _runs(pid: int) -> bool:
+def _try_lock(folder: Path) -> int | None:
+    """Lock `folder` and return its handle; None on a file system that has no locks.
+
+    Raises
+    ------
+    BlockingIOError
+        Someone else holds the lock.
+    """
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one run at a time look for others and make its own hidden folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -186,8 +186,8 @@ def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:
 def _run_folder(run_dir: PathLike | None, output: PathLike | None, run: RunConfig, **modes: bool) -> Iterator[Path]:
     """The folder for checkpoints and logs; a temporary one when the caller names neither."""
     if run_dir is None and output is None:
-        with tempfile.TemporaryDirectory(prefix="satseg-run-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="satseg-run-") as scratch:
+            yield Path(scratch)
         return
     folder = Path(run_dir) if run_dir is not None else Path(os.fspath(output or "")).with_suffix(".run")
     _claim(folder, run, **modes)

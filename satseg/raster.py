@@ -28,13 +28,13 @@ class Raster:
     Parameters
     ----------
     data : ndarray, (C, H, W)
-        Any real dtype or bool; made read-only.
+        Any real dtype or bool; seen read-only. Masked pixels of a masked array are not valid.
     grid : Grid
         Of H x W pixels.
     names : tuple of str
         One per channel, no two alike.
     valid : ndarray of bool, (H, W), optional
-        True = usable; everywhere when left out. Made read-only.
+        True = usable; everywhere when left out. Seen read-only.
 
     Raises
     ------
@@ -52,13 +52,16 @@ class Raster:
     def __post_init__(self) -> None:
         data = np.asarray(self.data)
         if data.ndim != 3 or data.shape[1:] != self.grid.shape:
-            raise GridError(f"data of shape {data.shape} is not (channels, {self.grid.height}, {self.grid.width})")
+            shape = f"(channels, {self.grid.height}, {self.grid.width})"
+            raise GridError(f"data of shape {data.shape} is not {shape}", code="E-GRID-007")
         names = tuple(self.names)
         if len(names) != len(data) or len(set(names)) != len(names):
             raise BandError(f"{len(data)} channels need as many different names, not {names}")
         valid = np.ones(self.grid.shape, bool) if self.valid is None else np.asarray(self.valid, bool)
         if valid.shape != self.grid.shape:
-            raise GridError(f"valid of shape {valid.shape} is not {self.grid.shape}")
+            raise GridError(f"valid of shape {valid.shape} is not {self.grid.shape}", code="E-GRID-008")
+        if isinstance(self.data, np.ma.MaskedArray):
+            valid = valid & ~np.ma.getmaskarray(self.data).any(axis=0)
         for array in (data := data.view(), valid := valid.view()):
             array.flags.writeable = False
         object.__setattr__(self, "data", data)
@@ -71,7 +74,7 @@ class Raster:
         return len(self.names), self.grid.height, self.grid.width
 
     def select(self, names: Sequence[str]) -> Raster:
-        """The channels called `names`, in that order.
+        """Return the channels called `names`, in that order.
 
         Raises
         ------
@@ -80,12 +83,12 @@ class Raster:
         """
         missing = [name for name in names if name not in self.names]
         if missing:
-            raise BandError(f"raster has channels {self.names}, not {tuple(missing)}")
+            raise BandError(f"raster has channels {self.names}, not {tuple(missing)}", code="E-BAND-002")
         order = [self.names.index(name) for name in names]
         return replace(self, data=self.data[order], names=tuple(names))
 
     def crop(self, window: Window) -> Raster:
-        """The part of this raster inside `window` (in pixels of its grid).
+        """Return the part of this raster inside `window` (in pixels of its grid).
 
         Raises
         ------
@@ -94,20 +97,31 @@ class Raster:
         """
         inside = overlap(window, self.grid.window)
         if inside is None or (inside.height, inside.width) != (window.height, window.width):
-            raise GridError(f"window {window} is not inside {self.grid.height} x {self.grid.width} pixels")
+            raise GridError(
+                f"window {window} is not inside {self.grid.height} x {self.grid.width} pixels",
+                code="E-GRID-009",
+            )
         rows, cols = slices(window, self.grid.window)
         return replace(
             self, data=self.data[:, rows, cols], grid=self.grid.crop(window), valid=self.valid[rows, cols]
         )
 
     def threshold(self, threshold: float | Sequence[float] | Mapping[str, float] = 0.5) -> Raster:
-        """Boolean masks, True where a channel reaches its threshold on valid pixels.
+        """Return boolean masks, True where a channel reaches its threshold on valid pixels.
 
         Parameters
         ----------
         threshold : float, or one per channel (a sequence in channel order, or a mapping by name)
+            Compared at the precision of the data: a float32 score of 0.7 reaches 0.7.
+
+        Raises
+        ------
+        UsageError
+            There is not one threshold per channel.
         """
         levels = self._levels(threshold)
+        if self.data.dtype.kind == "f":
+            levels = levels.astype(self.data.dtype)
         reached = (self.data >= levels[:, None, None]) & self.valid
         return replace(self, data=reached)
 
@@ -115,16 +129,20 @@ class Raster:
         if isinstance(threshold, Mapping):
             missing = [name for name in self.names if name not in threshold]
             if missing:
-                raise UsageError(f"no threshold for channels {tuple(missing)}")
+                raise UsageError(f"no threshold for channels {tuple(missing)}", code="E-USE-002")
             return np.array([threshold[name] for name in self.names], dtype=np.float64)
-        levels = np.atleast_1d(np.asarray(threshold, dtype=np.float64))
-        if levels.size not in (1, len(self.names)):
-            raise UsageError(f"{levels.size} thresholds for {len(self.names)} channels")
+        levels = np.asarray(threshold, dtype=np.float64)
+        if levels.shape not in ((), (len(self.names),)):
+            raise UsageError(f"{levels.size} thresholds for {len(self.names)} channels", code="E-USE-003")
         return np.broadcast_to(levels, (len(self.names),))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The (C, H, W) data, so that numpy functions take a raster as it is."""
+        """Return the (C, H, W) data, so that numpy functions take a raster as it is."""
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild through the constructor: numpy forgets "read-only" when an array is pickled."""
+        return Raster, (self.data, self.grid, self.names, self.valid)
 
     @property
     def __geo_interface__(self) -> dict[str, Any]:
@@ -136,11 +154,12 @@ class Raster:
         names = ", ".join(html.escape(name[:64]) for name in self.names)
         share = f"{self.valid.mean():.1%} of pixels valid"
         title = f"<b>Raster</b> {len(self.names)} x {self.data.dtype} ({names}), {share}"
-        return f"<div>{title}{self.grid._repr_html_()}{picture_tag(rgb_preview(self.data, self.valid, self.names))}</div>"
+        picture = picture_tag(rgb_preview(self.data, self.valid, self.names))
+        return f"<div>{title}{self.grid._repr_html_()}{picture}</div>"
 
 
 def as_planes(mask: ArrayLike) -> NDArray[Any]:
-    """`mask` as (K, H, W): an (H, W) array becomes one plane.
+    """Return `mask` as (K, H, W): an (H, W) array becomes one plane.
 
     Raises
     ------
@@ -151,5 +170,5 @@ def as_planes(mask: ArrayLike) -> NDArray[Any]:
     if planes.ndim == 2:
         return planes[None]
     if planes.ndim != 3:
-        raise GridError(f"a mask of shape {planes.shape} is neither (H, W) nor (K, H, W)")
+        raise GridError(f"a mask of shape {planes.shape} is neither (H, W) nor (K, H, W)", code="E-GRID-011")
     return planes

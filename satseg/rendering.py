@@ -259,7 +259,7 @@ def _roof(
 
 
 def _lambert(gx: NDArray[np.float64], gy: NDArray[np.float64], light: Light) -> NDArray[np.float64]:
-    """Brightness of a surface of gradient (gx, gy) relative to a level one: seven parts sun, three parts sky."""
+    """Brightness of a surface of gradient (gx, gy) relative to a level one: 70 % sun, 30 % sky."""
     to_x, to_y = light.slope
     facing = (1 - gx * to_x - gy * to_y) / np.sqrt(1 + gx**2 + gy**2)
     return np.asarray(0.3 + 0.7 * np.clip(facing, 0, 1.6))
@@ -311,7 +311,7 @@ def _sunlight(canvas: Canvas, light: Light) -> Pixels:
 
 
 def _record(rng: Generator, reflectance: Pixels, light: Light) -> NDArray[np.uint16]:
-    """Return what the sensor writes down: tilted light, haze, blur, noise, eleven bits; 0 stays free for nodata."""
+    """Return counts after tilted light, haze, blur and noise, in eleven bits less 0, the nodata value."""
     rows, cols = reflectance.shape[1:]
     tilt = rng.uniform(-0.03, 0.03, 2)
     slope = 1 + tilt[0] * np.linspace(-1, 1, rows)[:, None] + tilt[1] * np.linspace(-1, 1, cols)[None, :]
@@ -328,9 +328,10 @@ def coverage(grid: Grid, shapes: Sequence[tuple[Polygon, int]]) -> tuple[Pixels,
     A pixel whose centre lies in no shape takes the number of one that touches it; the last shape wins.
     """
     listed = [(mapping(outline), number) for outline, number in shapes]
-    fine = grid.transform * Affine.scale(1 / SAMPLES)
-    size = (grid.height * SAMPLES, grid.width * SAMPLES)
-    ones = rasterize([(outline, 1) for outline, _ in listed], out_shape=size, transform=fine, dtype="uint8")
+    fine = grid.zoom(1 / SAMPLES)
+    ones = rasterize(
+        [(outline, 1) for outline, _ in listed], out_shape=fine.shape, transform=fine.transform, dtype="uint8"
+    )
     total = np.zeros(grid.shape, np.uint8)
     for i in range(SAMPLES):
         for j in range(SAMPLES):
@@ -338,7 +339,7 @@ def coverage(grid: Grid, shapes: Sequence[tuple[Polygon, int]]) -> tuple[Pixels,
     owner = rasterize(listed, out_shape=grid.shape, transform=grid.transform, all_touched=True, dtype="int32")
     exact = rasterize(listed, out_shape=grid.shape, transform=grid.transform, dtype="int32")
     owner = np.where(exact > 0, exact, owner)
-    cover = np.where(owner > 0, total, 0).astype(np.float32) / SAMPLES**2
+    cover = np.where(owner > 0, total, 0).astype(np.float32) / np.float32(SAMPLES**2)
     return cover, owner
 
 

@@ -221,11 +221,12 @@ class SensorSpec(Spec):
         return None
 
     def _by_ending(self, stem: str) -> tuple[str, ...] | None:
-        names = [(name, band.name) for band in self.bands for name in (band.name, *band.aliases)]
+        stem = stem.lower()
         endings = [
-            (len(name), band)
-            for name, band in names
-            if re.search(rf"(?:^|[^0-9a-z]){re.escape(name)}$", stem, re.IGNORECASE)
+            (len(name), band.name)
+            for band in self.bands
+            for name in (band.name, *band.aliases)
+            if stem.endswith(name.lower()) and not stem[: -len(name)][-1:].isalnum()
         ]
         return (max(endings)[1],) if endings else None
 

@@ -50,6 +50,7 @@ __all__ = [
     "class_spec",
     "list_sensors",
     "list_classes",
+    "find_document",
     "load_document",
     "detect_sensor",
     "json_schema",
@@ -167,11 +168,33 @@ def json_schema(kind: Kind) -> dict[str, Any]:
     return MODELS[kind].model_json_schema()
 
 
+def find_document(name_or_path: PathLike) -> AnySpec:
+    """Return a shipped spec of either kind by name or alias, or a user's by path.
+
+    Raises
+    ------
+    SpecError
+        No such name (E-SPEC-001), or as `load_document`.
+    """
+    if _is_path(name_or_path):
+        return load_document(name_or_path)
+    name = str(name_or_path)
+    for kind in FOLDERS:
+        if (stem := _stem_of(kind, name)) is not None:
+            return _shipped(kind, stem)
+    known = suggest(name, (*list_sensors(), *list_classes()))
+    raise SpecError(f"unknown sensor or class list {name!r}{known}", code="E-SPEC-001")
+
+
 def _find(kind: Kind, model: type[S], name_or_path: PathLike) -> S:
     if _is_path(name_or_path):
         spec = load_document(name_or_path)
+    elif (stem := _stem_of(kind, str(name_or_path))) is not None:
+        spec = _shipped(kind, stem)
     else:
-        spec = _shipped(kind, _stem_of(kind, str(name_or_path)))
+        word = "sensor" if kind == "sensor" else "class list"
+        known = suggest(str(name_or_path), _shipped_files(kind))
+        raise SpecError(f"unknown {word} {str(name_or_path)!r}{known}", code="E-SPEC-001")
     if not isinstance(spec, model):
         raise SpecError(f"kind is {spec.kind!r}, not {kind!r}", code="E-SPEC-008", path=name_or_path)
     return spec
@@ -182,18 +205,12 @@ def _is_path(value: PathLike) -> bool:
 
 
 @cache
-def _stem_of(kind: Kind, name: str) -> str:
-    """Return the shipped document of that name; aliases are looked at only after the names."""
-    stems = list(_shipped_files(kind))
+def _stem_of(kind: Kind, name: str) -> str | None:
+    """Return the shipped document of that name, None without one; aliases come after all names."""
     key = folded(name)
-    for stem in stems:
-        if key == folded(stem):
-            return stem
-    for stem in stems:
-        if key in map(folded, _shipped(kind, stem).aliases):
-            return stem
-    word = "sensor" if kind == "sensor" else "class list"
-    raise SpecError(f"unknown {word} {name!r}{suggest(name, stems)}", code="E-SPEC-001")
+    stems = list(_shipped_files(kind))
+    by_alias = (stem for stem in stems if key in map(folded, _shipped(kind, stem).aliases))
+    return next((stem for stem in stems if key == folded(stem)), None) or next(by_alias, None)
 
 
 @cache

@@ -34,7 +34,7 @@ CROPS = (
 
 @dataclass(frozen=True, slots=True)
 class TownPlan:
-    """The lines of a plan in its street frame: t of the streets, s of the cross streets of each row of blocks.
+    """The lines of a plan in its street frame: t of the streets, s of each row's cross streets.
 
     `reach` is how far lines must run to leave the scene; `track_t` and `river_t` are negative.
     """
@@ -136,7 +136,7 @@ def _crossing(frame: StreetFrame, s: float, t: float) -> list[Patch]:
 
 
 def _town(rng: Generator, plan: TownPlan) -> Layout:
-    """Every block, the four nearest the scene's centre being one each of the rarer kinds."""
+    """Every block; the two that show most are a sports ground and homes, then works and a park."""
     inset = STREET_HALF_M + PAVEMENT_M + 0.4
     blocks = []
     for t0, t1, cols in zip(plan.rows, plan.rows[1:], plan.cols, strict=False):
@@ -145,11 +145,11 @@ def _town(rng: Generator, plan: TownPlan) -> Layout:
             blocks.append(Block(plan.frame, (s0 + inset, s1 - inset), (low, t1 - inset)))
     blocks = [block for block in blocks if block.outline.intersects(plan.scene)]
     blocks.sort(key=lambda block: -block.outline.intersection(plan.scene.buffer(-25)).area)
-    kinds = [str(kind) for kind in rng.permutation(["sports", "works", "park", "homes"])]
+    kinds = [*rng.permutation(["sports", "homes"]), *rng.permutation(["works", "park"])]
     parts = []
     for place, block in enumerate(blocks):
         other = str(rng.choice(["homes", "flats", "park", "works"], p=[0.78, 0.12, 0.05, 0.05]))
-        parts.append(BLOCK_KINDS[kinds[place] if place < len(kinds) else other](rng, block))
+        parts.append(BLOCK_KINDS[str(kinds[place]) if place < len(kinds) else other](rng, block))
     return combine([*parts, _street_trees(rng, plan)])
 
 

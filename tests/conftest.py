@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 
+# Several torch threads on shared cores spin and slow small tests down many times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of openly licensed imagery: $SATSEG_DATA, else ../shared/data beside the checkout."""

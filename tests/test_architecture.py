@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "satseg"
 FLOORS = [
-    {"errors", "progress", "crs", "output", "specs", "run", "grid", "preview", "raster"},
+    {"errors", "progress", "crs", "output", "documents", "sensors", "specs", "run", "grid", "preview", "raster"},
     {"imagery"},
     {"vector"},
     {"scoring", "synthetic", "layout", "spectra", "rendering"},

@@ -8,13 +8,14 @@ import torch
 from satseg.errors import GridError, UsageError
 from satseg.learning.augment import NO_AUGMENTATION, Augmentation, Augmenter, step_generator
 
+torch.set_num_threads(1)  # tensors this small only wait for the other threads
 GEOMETRY_ONLY = {"gain": 0.0, "offset": 0.0}
 D4_ONLY = Augmentation(zoom=(1.0, 1.0), **GEOMETRY_ONLY)
 
 
 def coded(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Chips whose every pixel has its own number, in the image and in the targets."""
-    numbers = torch.arange(1, count * height * width + 1, dtype=torch.float32).reshape(count, 1, height, width)
+    numbers = torch.arange(1.0, count * height * width + 1).reshape(count, 1, height, width)
     return numbers.expand(-1, 2, -1, -1).clone(), numbers.to(torch.int32), numbers.remainder(3) > 0
 
 
@@ -106,12 +107,13 @@ def test_unlabelled_pixels_stay_unlabelled_under_zoom():
     image = (~labelled).float().expand(-1, 2, -1, -1)
     moved, _, known = Augmenter(config)(image, labelled, labelled, generator=step_generator(0, 0))
     assert moved[:, :1][known].abs().max() < 2e-3  # no labelled pixel holds a blend with an unlabelled one
-    assert 0 < int((~known).sum())
+    assert not known.all()
 
 
 def test_no_augmentation_changes_nothing():
     batch = coded(2, 4, 6)
-    for before, after in zip(batch, Augmenter(NO_AUGMENTATION)(*batch, generator=step_generator(0, 0)), strict=True):
+    out = Augmenter(NO_AUGMENTATION)(*batch, generator=step_generator(0, 0))
+    for before, after in zip(batch, out, strict=True):
         assert torch.equal(before, after)
 
 
@@ -174,8 +176,8 @@ def test_step_alone_decides_the_batch():
 
 
 def test_seed_and_step_do_not_blur_into_each_other():
-    draws = {float(torch.rand(1, generator=step_generator(s, i)).item()) for s in range(20) for i in range(20)}
-    assert len(draws) == 400
+    pairs = [(seed, step) for seed in range(20) for step in range(20)]
+    assert len({torch.rand(1, generator=step_generator(*pair)).item() for pair in pairs}) == 400
 
 
 def test_types_come_back_as_they_went_in():

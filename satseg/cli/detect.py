@@ -42,7 +42,7 @@ DEFAULT_SUFFIX = ".gpkg"
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
 @overwrite_option
 @click.pass_context
-def command(ctx: click.Context, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
+def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
     """Find what MODEL knows in each SCENE and write polygons to OUTPUT.
 
     The suffix of OUTPUT picks the format (.shp .gpkg .geojson .fgb .parquet .csv). With several scenes

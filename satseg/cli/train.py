@@ -44,7 +44,7 @@ from satseg.cli.common import (
 @click.option("--print-config", is_flag=True, help="Print the whole run file and stop.")
 @overwrite_option
 @click.pass_context
-def command(ctx: click.Context, run_file: str | None, overrides: tuple[str, ...], **given: Any) -> None:
+def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, ...], **given: Any) -> None:
     """Learn from --data SCENE LABELS pairs, or from RUN.toml; write a model file.
 
     Every option can stand in the run file; `--print-config` shows them all.
@@ -54,7 +54,7 @@ def command(ctx: click.Context, run_file: str | None, overrides: tuple[str, ...]
     if run_file is not None and "=" in run_file:
         run_file, overrides = None, (run_file, *overrides)
     keys = ("output", "data", "valid_data", "run_dir", "resume", "overwrite", "print_config")
-    call = {key: given.pop(key) for key in keys}
+    call: dict[str, Any] = {key: given.pop(key) for key in keys}
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)
     if call.pop("print_config"):

@@ -3,7 +3,7 @@
 Inside satseg bands are known by name only, so this is where a wrong order of bands would slip in. Each file
 is named by the first of these that can name it: the caller's map; its band descriptions (under the sensor's
 own names where they are its aliases); the sensor's file-name pattern; the order of bands that a sensor given
-by the caller has; its colour interpretation; the order of a sensor recognised by file name; b1, b2, ….
+by the caller has; its colour interpretation; b1, b2, ….
 Colour interpretation stands behind the given sensor because GDAL writes red, green, blue into files of
 which nobody said so, and only counts when every band of the file has one. How the names were found is kept
 in words, for `satseg info`.
@@ -87,7 +87,7 @@ def _source(name: str, file: SourceFile, index: int, resampling: str) -> BandSou
 
 
 def _recognise(files: Sequence[SourceFile]) -> SensorSpec | None:
-    """Return the one sensor that the file names tell; files that no sensor knows (quality bands) have no say."""
+    """Return the one sensor that the file names tell; files no sensor knows (quality bands) have no say."""
     found = {spec.name: spec for file in files if (spec := detect_sensor([os.path.basename(file.path)]))}
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -174,12 +174,12 @@ def _by_files(
 ) -> tuple[list[Choice], str]:
     described = [_described(file, spec) for file in files]
     coloured = [_coloured(file) for file in files]
+    taken = {name for file in files for name in _patterned(file, spec) or ()}
     ways: list[tuple[str, Callable[[int], Names | None]]] = [
         ("by band descriptions", lambda i: _distinct(described, i)),
         (f"by file name as {spec.name if spec else ''}", lambda i: _patterned(files[i], spec)),
-        (f"by the band order of {given.name if given else ''}", lambda i: _ordered(files[i], given)),
+        (f"by the band order of {given.name if given else ''}", lambda i: _ordered(files[i], given, taken)),
         ("by colour interpretation", lambda i: _distinct(coloured, i)),
-        (f"by the band order of {spec.name if spec else ''}", lambda i: _ordered(files[i], spec)),
     ]
     chosen: list[Choice] = []
     used: list[str] = []
@@ -229,8 +229,10 @@ def _patterned(file: SourceFile, spec: SensorSpec | None) -> Names | None:
     return names if names is not None and len(names) == len(file.imagery) else None
 
 
-def _ordered(file: SourceFile, spec: SensorSpec | None) -> Names | None:
-    return spec.order_for(len(file.imagery)) if spec else None
+def _ordered(file: SourceFile, spec: SensorSpec | None, taken: set[str]) -> Names | None:
+    """Return the sensor's order, unless other files have those bands by name (a mask beside its bands)."""
+    names = spec.order_for(len(file.imagery)) if spec else None
+    return names if names is not None and taken.isdisjoint(names) else None
 
 
 def _refuse_repeats(chosen: Sequence[Choice]) -> None:

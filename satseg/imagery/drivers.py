@@ -53,7 +53,7 @@ def gdal_env() -> rasterio.Env:
 
 
 def is_remote(path: str) -> bool:
-    """Return whether `path` is a URL or one of GDAL's virtual file systems, not a name on this machine's disk."""
+    """Return whether `path` is a URL or in a virtual file system of GDAL, not a name on this disk."""
     return path.startswith("/vsi") or "://" in path
 
 
@@ -72,7 +72,7 @@ def choose_drivers(path: str, allowed: Sequence[str]) -> tuple[tuple[str, ...], 
     head = _head(path)
     by_bytes = next((driver for magic, driver in MAGIC if head.startswith(magic)), None)
     extra = tuple(driver for driver in allowed if driver not in DEFAULT_DRIVERS)
-    if by_bytes in allowed:
+    if by_bytes is not None and by_bytes in allowed:
         said = None if by_bytes == by_suffix else f"{path} is a {by_bytes} file by its content"
         return (by_bytes,), said
     if extra and by_bytes is None:

@@ -59,7 +59,7 @@ class Stretch:
 
     def centres(self, window: Window) -> tuple[Positions, Positions]:
         """Return source rows (H,) and columns (W,) of the centres of the window's rows and columns."""
-        rows, cols = _range(window.row_off, window.height) + 0.5, _range(window.col_off, window.width) + 0.5
+        rows, cols = _centres(window)
         return self.row_step * rows + self.row_origin, self.col_step * cols + self.col_origin
 
 
@@ -97,10 +97,10 @@ class Mover:
 
 
     def meets(self, at: Positions) -> NDArray[np.bool_]:
-        """Return whether source positions (2, ...) lie in its extent by more than float noise; NaN does not."""
+        """Return whether source positions (2, ...) lie in the source by more than noise; NaN does not."""
         size = np.array(self.source.shape).reshape(2, *(1,) * (at.ndim - 1))
-        met: NDArray[np.bool_] = ((at > SNAP_PX) & (at < size - SNAP_PX)).all(axis=0)
-        return met
+        within = (at > SNAP_PX) & (at < size - SNAP_PX)
+        return np.asarray(within[0] & within[1])
 
 
 class Warp:
@@ -118,36 +118,40 @@ class Warp:
         self.step = self._measure_step()
 
     def centres(self, window: Window) -> tuple[Positions, Positions]:
-        """Return source rows, columns of the centres of the window's pixels, both (H, W), NaN where none exist."""
-        rows, cols = _range(window.row_off, window.height), _range(window.col_off, window.width)
-        at = self._interpolate(rows, cols) if self.step > 1 else self._mover.move(*_mesh(rows + 0.5, cols + 0.5))
+        """Return source rows, columns of the window's pixel centres, both (H, W); NaN where none exist."""
+        rows, cols = _centres(window)
+        at = self._mover.move(*_mesh(rows, cols)) if self.step == 1 else self._interpolate(rows, cols)
         return at[0], at[1]
 
-    def _interpolate(self, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Positions:
-        step = self.step
-        row_nodes = np.arange(rows[0] // step, rows[-1] // step + 2)
-        col_nodes = np.arange(cols[0] // step, cols[-1] // step + 2)
-        nodes = self._mover.move(*_mesh(row_nodes * float(step), col_nodes * float(step)))
-        row_cell, col_cell = rows // step - row_nodes[0], cols // step - col_nodes[0]
-        down = ((rows + 0.5) / step - rows // step)[:, None]
-        right = (cols + 0.5) / step - cols // step
+    def _interpolate(self, rows: Positions, cols: Positions) -> Positions:
+        row_nodes, row_cell, down = self._cells(rows)
+        col_nodes, col_cell, right = self._cells(cols)
+        nodes = self._mover.move(*_mesh(row_nodes, col_nodes))
+        down = down[:, None]
         along = nodes[:, row_cell] * (1 - down) + nodes[:, row_cell + 1] * down
         at: Positions = along[:, :, col_cell] * (1 - right) + along[:, :, col_cell + 1] * right
         corners = np.stack([nodes[:, :-1, :-1], nodes[:, 1:, :-1], nodes[:, :-1, 1:], nodes[:, 1:, 1:]])
-        rough = self._rough(corners, step)[row_cell][:, col_cell]
+        rough = self._rough(corners, self.step)[row_cell][:, col_cell]
         if rough.any():
             which_rows, which_cols = np.nonzero(rough)
-            at[:, rough] = self._mover.move(rows[which_rows] + 0.5, cols[which_cols] + 0.5)
+            at[:, rough] = self._mover.move(rows[which_rows], cols[which_cols])
         return at
+
+    def _cells(self, centres: Positions) -> tuple[Positions, NDArray[np.int64], Positions]:
+        """Return lattice nodes around `centres` of an axis, and for each its cell and place in it (0..1)."""
+        cells = np.floor(centres / self.step).astype(np.int64)
+        nodes = np.arange(cells[0], cells[-1] + 2)
+        return (nodes * self.step).astype(np.float64), cells - nodes[0], centres / self.step - cells
 
     def _rough(self, corners: Positions, step: int) -> NDArray[np.bool_]:
         """Return which cells have a corner nowhere, or corners (4, 2, ...) too far apart to interpolate."""
         spread = corners.max(axis=0) - corners.min(axis=0)  # NaN where a corner is
         limit = JUMP * (step * np.array(self.ratios) + 1)
-        return ~(spread <= limit.reshape(2, *(1,) * (spread.ndim - 1))).all(axis=0)
+        smooth: NDArray[np.bool_] = (spread <= limit.reshape(2, *(1,) * (spread.ndim - 1))).all(axis=0)
+        return ~smooth
 
     def _measure_ratios(self) -> tuple[float, float]:
-        """Return height and width of a reference pixel in source pixels: medians over where the grids meet."""
+        """Return height and width of a reference pixel in source pixels: medians where the grids meet."""
         rows, cols = _sample(self._mover.reference, PROBES)
         here = self._mover.move(rows, cols)
         down, right = self._mover.move(rows + 0.5, cols) - here, self._mover.move(rows, cols + 0.5) - here
@@ -159,11 +163,12 @@ class Warp:
         return float(height), float(width)
 
     def _measure_step(self) -> int:
-        """Return the largest lattice step, 16 or a half of it or less, that is true to `WARP_TOLERANCE_PX`."""
+        """Return the largest lattice step, 16 px halved as needed, that is true to `WARP_TOLERANCE_PX`."""
         rows, cols = _sample(self._mover.reference, PROBES)
         step = FIRST_STEP_PX
         while step > 1:
-            top, left = np.floor(rows / step) * step, np.floor(cols / step) * step
+            top: Positions = np.floor(rows / step) * step
+            left: Positions = np.floor(cols / step) * step
             ends = [self._mover.move(top + dr * step, left + dc * step) for dr in (0, 1) for dc in (0, 1)]
             corners = np.stack(ends)
             # The centre of a cell is where bilinear interpolation is furthest off.
@@ -187,7 +192,7 @@ def relate(source: Grid, reference: Grid) -> Mapping:
     """
     if not same_crs(source.crs, reference.crs):
         return Warp(source, reference)
-    between: Affine = ~source.transform * reference.transform
+    between: Affine = ~source.transform @ reference.transform
     height, width = reference.height, reference.width
     if abs(between.b) * height > LATTICE_TOLERANCE_PX or abs(between.d) * width > LATTICE_TOLERANCE_PX:
         return Warp(source, reference)
@@ -206,8 +211,12 @@ def meets(source: Grid, reference: Grid) -> bool:
     return bool(met or back.meets(back.move(*_sample(source, SAMPLES))).any())
 
 
-def _range(first: float, count: float) -> NDArray[np.int64]:
-    return np.arange(round(first), round(first + count))
+def _centres(window: Window) -> tuple[Positions, Positions]:
+    """Return the pixel centres of the window's rows and of its columns."""
+    top, left = round(window.row_off), round(window.col_off)
+    rows = np.arange(top, top + round(window.height), dtype=np.float64)
+    cols = np.arange(left, left + round(window.width), dtype=np.float64)
+    return rows + 0.5, cols + 0.5
 
 
 def _mesh(rows: Positions, cols: Positions) -> tuple[Positions, Positions]:

@@ -26,7 +26,7 @@ CLIP_MARGIN = 0.5
 """Clip bounds lie this share of the percentiles' span beyond them."""
 SAMPLE_PIXELS = 200_000
 """Pixels kept for the percentiles: 1000 beyond either one, a relative error of 3 % in their rank."""
-FLOAT32 = np.finfo(np.float32)
+FLOAT32_MAX, FLOAT32_TINY = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 CONSTANT = 1e-6
 """A band whose deviation is below this share of its mean is constant: float32 holds no more of it."""
 
@@ -60,7 +60,7 @@ class Normalization:
         object.__setattr__(self, "names", tuple(self.names))
         for name in ("offset", "scale", "low", "high"):
             values = tuple(float(value) for value in getattr(self, name))
-            if len(values) != len(self.names) or not all(abs(value) <= FLOAT32.max for value in values):
+            if len(values) != len(self.names) or not all(abs(value) <= FLOAT32_MAX for value in values):
                 raise UsageError(
                     f"normalization {name} {values} is not one finite number for each of {self.names}",
                     code="E-USE-053",
@@ -68,7 +68,7 @@ class Normalization:
             object.__setattr__(self, name, values)
         if len(set(self.names)) != len(self.names):
             raise UsageError(f"normalization names a band twice: {self.names}", code="E-USE-053")
-        if min(self.scale, default=1.0) < FLOAT32.tiny or any(np.greater(self.low, self.high)):
+        if min(self.scale, default=1.0) < FLOAT32_TINY or any(np.greater(self.low, self.high)):
             bounds = f"low {self.low} must not be above high {self.high}"
             raise UsageError(f"normalization scale {self.scale} must be positive, {bounds}", code="E-USE-053")
 
@@ -206,25 +206,25 @@ class Normalizer:
                 hint="check the nodata value and the bounds",
                 code="E-IN-050",
             )
-        rows = [_band_statistics(values) for values in self._values]
-        for name, row in zip(self.names, rows, strict=True):
-            if max(map(abs, row)) > FLOAT32.max:
-                raise InputError(
-                    f"band {name!r} holds values such as {row[2]:.6g} and {row[3]:.6g}",
-                    hint="declare its nodata value",
-                    code="E-IN-051",
-                )
+        rows = [_band_statistics(name, values) for name, values in zip(self.names, self._values, strict=True)]
         return Normalization(self.names, *zip(*rows, strict=True))
 
 
-def _band_statistics(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
+def _band_statistics(name: str, values: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Offset, scale, low and high of one band's sample."""
-    low, high = (float(limit) for limit in np.percentile(values, PERCENTILES))
+    with np.errstate(over="ignore", invalid="ignore"):  # between values near the end of float64
+        low, high = (float(limit) for limit in np.percentile(values, PERCENTILES))
     if low == high:  # a rare value on a constant ground is no outlier but all there is to see
         low, high = float(values.min()), float(values.max())
+    if not max(-low, high) <= FLOAT32_MAX / 4:
+        raise InputError(
+            f"band {name!r} holds values from {low:.6g} to {high:.6g}",
+            hint="declare its nodata value",
+            code="E-IN-051",
+        )
     clipped = np.clip(values, low, high)
     mean, deviation = float(clipped.mean()), float(clipped.std())
-    if deviation <= CONSTANT * abs(mean) or deviation <= FLOAT32.tiny:
+    if deviation <= CONSTANT * abs(mean) or deviation <= FLOAT32_TINY:
         deviation = 1.0
     margin = CLIP_MARGIN * (high - low)
     return mean, deviation, low - margin, high + margin

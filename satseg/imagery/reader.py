@@ -108,7 +108,7 @@ class SceneReader:
             data, valid = read_native(
                 self._dataset(file), file, sources, window=own.window, out_shape=(height, width)
             )
-        transform = own.transform * own.transform.scale(own.width / width, own.height / height)
+        transform = own.transform @ own.transform.scale(own.width / width, own.height / height)
         return Raster(data, Grid(height, width, transform, own.crs), tuple(bands), valid)  # type: ignore[arg-type]
 
     def _plan(self, names: tuple[str, ...]) -> tuple[FilePlan, ...]:

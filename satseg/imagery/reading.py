@@ -26,16 +26,18 @@ from satseg.imagery.sources import WIDE_DTYPES, BandSource, Dataset, SourceFile
 
 Pixels: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_] | None]
 """Data (C, H, W), 0 where not valid, and validity (H, W), None where all is valid."""
-MAX_SOURCE_PX = 2**26
-"""A read of more source values than this is cut in two, so that memory stays bounded (float64: 512 MiB)."""
+MAX_SOURCE_PX = 2**24
+"""A read of more source values than this is cut in two, so that memory stays bounded (float64: 128 MiB)."""
 MAX_OUTPUT_PX = 2**22
-"""Likewise for output values of resampled bands, whose positions and weights take many bytes each."""
+"""Likewise for output values of resampled bands."""
+MAX_WARPED_PX = 2**20
+"""Likewise for the pixels of a warp, each of which has positions and weights of its own."""
 PREREDUCE_RATIO = 2.0
 """Warps to pixels this much coarser average whole blocks of source pixels first."""
 
 
 def scene_dtype(sources: Sequence[BandSource], grid: Grid) -> np.dtype[Any]:
-    """Return the dtype of every read of `sources` on `grid`: theirs when values stay as stored, else a float."""
+    """Return the dtype of every read of `sources` on `grid`: theirs if values stay as stored, else float."""
     kinds = {source.dtype for source in sources}
     kept = len(kinds) == 1 and not any(source.is_scaled for source in sources)
     if kept:
@@ -111,15 +113,15 @@ class FilePlan:
 
         Cutting changes no value, as positions are absolute.
         """
-        height, width = valid.shape
-        pieces = _halves(window) if data.size > MAX_OUTPUT_PX and height * width > 1 else None
+        large = data.size > MAX_OUTPUT_PX or (isinstance(self.mapping, Warp) and valid.size > MAX_WARPED_PX)
+        pieces = _halves(window) if large and valid.size > 1 else None
         if pieces is None:
             rows, cols = self._taps(window)
             row_span, col_span = rows.span(), cols.span()
             if row_span is None or col_span is None:
                 return
             needed = len(row_span) * len(col_span) * len(self.bands)
-            if needed <= MAX_SOURCE_PX or height * width == 1:
+            if needed <= MAX_SOURCE_PX or valid.size == 1:
                 self._mix(dataset, (rows, cols), (row_span, col_span), (data, valid))
                 return
             pieces = _halves(window)
@@ -189,7 +191,7 @@ def _plan(
     rows, cols = blocks
     coarse = Grid(
         -(-file.grid.height // rows), -(-file.grid.width // cols),
-        file.grid.transform * file.grid.transform.scale(cols, rows), file.grid.crs,
+        file.grid.transform @ file.grid.transform.scale(cols, rows), file.grid.crs,
     )  # fmt: skip
     averaging = tuple(replace(band, resampling="average") for band in bands)
     inner = FilePlan(file, averaging, places, Stretch(rows, 0.0, cols, 0.0), file.grid, dtype)
@@ -250,13 +252,19 @@ def _value_masks(data: NDArray[Any], bands: Sequence[BandSource]) -> list[NDArra
     if data.dtype.kind == "f":
         masks.append(np.isfinite(data).all(axis=0))
     known = [(plane, band.nodata) for plane, band in zip(data, bands, strict=True) if band.nodata is not None]
-    if not known:
+    if not known or (data.dtype.kind == "u" and len(known) < len(data)):
         return masks
-    with np.errstate(over="ignore"):  # -1.8e308 on a float32 file means its infinity
-        hits = [plane == np.asarray(value).astype(data.dtype) for plane, value in known]
-    if data.dtype.kind == "u":
-        return masks if len(known) < len(data) else [*masks, ~np.logical_and.reduce(hits)]
-    return [*masks, ~np.logical_or.reduce(hits)]
+    missing: NDArray[np.bool_] | None = None
+    for plane, value in known:
+        with np.errstate(over="ignore"):  # -1.8e308 on a float32 file means its infinity
+            hit = plane == np.asarray(value).astype(data.dtype)
+        if data.dtype.kind == "u":
+            missing = hit if missing is None else missing & hit
+            if not missing.any():  # mostly so after one band, which is why bands are taken one by one
+                return masks
+        else:
+            missing = hit if missing is None else missing | hit
+    return masks if missing is None else [*masks, ~missing]
 
 
 def _halves(window: Window) -> tuple[Window, Window]:

@@ -15,6 +15,7 @@ finer and average where it is coarser: the two are one kernel at equal size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -24,6 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from satseg.grid import SNAP_PX
 
 Method: TypeAlias = Literal["auto", "nearest", "bilinear", "cubic", "average"]
+Term: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
 METHODS: tuple[str, ...] = get_args(Method)
 MIN_VALID_SHARE = 0.5
 """An output pixel is valid when at least half of its weight lies on valid source pixels."""
@@ -68,7 +70,7 @@ class Taps:
 
 
 def kernel_of(method: str, ratio: float) -> str:
-    """Return the kernel that `method` means along an axis where output pixels are `ratio` source pixels long."""
+    """Return the kernel that `method` means where output pixels are `ratio` source pixels long."""
     if method == "auto":
         return "average" if ratio > 1 + SNAP_PX else "bilinear"
     return method
@@ -123,10 +125,12 @@ def _weights(
 ) -> NDArray[np.float64]:
     if kernel == "average":
         covered = np.minimum(index + 1, at + scale) - np.maximum(index, at - scale)
-        return np.maximum(covered, 0.0) / (2 * scale)
+        box: NDArray[np.float64] = np.maximum(covered, 0.0) / (2 * scale)
+        return box
     distance = np.abs(index + 0.5 - at) / scale
     if kernel == "bilinear":
-        return np.maximum(1.0 - distance, 0.0)
+        triangle: NDArray[np.float64] = np.maximum(1.0 - distance, 0.0)
+        return triangle
     near = ((KEYS_A + 2) * distance - (KEYS_A + 3)) * distance**2 + 1
     far = KEYS_A * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
@@ -169,19 +173,22 @@ def resample_scattered(
     As `resample_separable`, but `rows` and `cols` hold taps of shape (T, H, W).
     """
     work = _work_dtype(dtype, rows.wide or cols.wide)
-    width = data.shape[2]
     planes = data.reshape(len(data), -1)
-    bad = None if valid is None else (~valid).reshape(1, -1)
-    mixed, lost = None, None
-    single = len(rows.index) * len(cols.index) == 1
-    for row_index, row_weight in zip(rows.index, rows.weight, strict=True):
-        for col_index, col_weight in zip(cols.index, cols.weight, strict=True):
-            place = row_index * width + col_index
-            weight = None if single else (row_weight * col_weight).astype(work)
-            mixed = _add(mixed, np.take(planes, place, axis=1), weight)
-            lost = lost if bad is None else _add(lost, np.take(bad, place, axis=1), weight)
-    assert mixed is not None  # taps are never empty
-    return _finish(mixed, rows.inside & cols.inside, None if lost is None else lost[0], dtype)
+    count = len(rows.index) * len(cols.index)
+    mixed = _sum(planes, _pairs(rows, cols, width=data.shape[2]), count=count, axis=1, work=work)
+    ok = rows.inside & cols.inside
+    if valid is None:
+        return _finish(mixed, ok, None, dtype)
+    bad = (~valid).reshape(1, -1)
+    lost = _sum(bad, _pairs(rows, cols, width=data.shape[2]), count=count, axis=1, work=work)[0]
+    return _finish(mixed, ok, lost, dtype)
+
+
+def _pairs(rows: Taps, cols: Taps, *, width: int) -> Iterator[Term]:
+    """Yield for each pair of a row tap and a column tap the place in a plane `width` wide, and the weight."""
+    for row, row_weight in zip(rows.index, rows.weight, strict=True):
+        for col, col_weight in zip(cols.index, cols.weight, strict=True):
+            yield row * width + col, row_weight * col_weight
 
 
 def _work_dtype(dtype: DTypeLike, wide: bool) -> np.dtype[Any]:
@@ -189,24 +196,31 @@ def _work_dtype(dtype: DTypeLike, wide: bool) -> np.dtype[Any]:
 
 
 def _mix(array: NDArray[Any], taps: Taps, *, axis: int, work: np.dtype[Any]) -> NDArray[Any]:
-    """Return `array` (C, h, w) mixed along `axis`; one tap only picks, and keeps the dtype."""
-    if len(taps.index) == 1:
-        return np.take(array, taps.index[0], axis=axis)
-    shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
-    mixed: NDArray[Any] | None = None
-    for index, weight in zip(taps.index, taps.weight, strict=True):
-        mixed = _add(mixed, np.take(array, index, axis=axis), weight.astype(work).reshape(shape))
-    assert mixed is not None  # taps are never empty
-    return mixed
+    """Return `array` (C, h, w) mixed along `axis`."""
+    shape = (-1, 1) if axis == 1 else (-1,)
+    terms = zip(taps.index, (weight.reshape(shape) for weight in taps.weight), strict=True)
+    return _sum(array, terms, count=len(taps.index), axis=axis, work=work)
 
 
-def _add(total: NDArray[Any] | None, part: NDArray[Any], weight: NDArray[Any] | None) -> NDArray[Any]:
-    if weight is None:
-        return part
-    term: NDArray[Any] = np.multiply(part, weight, dtype=weight.dtype)
-    if total is None:
-        return term
-    total += term
+def _sum(
+    array: NDArray[Any], terms: Iterator[Term], *, count: int, axis: int, work: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return the weighted sum of picks from `array` along `axis`; a single pick keeps the dtype.
+
+    Terms are added in the order of taps, one ufunc each: every output pixel gets the same operations in
+    the same order whatever the window, which a matrix product does not promise.
+    """
+    index, weight = next(terms)
+    array = array if count == 1 else array.astype(work, copy=False)
+    total: NDArray[Any] = np.take(array, index, axis=axis)
+    if count == 1:
+        return total
+    total *= weight.astype(work)
+    term = np.empty_like(total)  # one buffer for all terms: fresh memory costs more than the sum
+    for index, weight in terms:
+        np.take(array, index, axis=axis, out=term, mode="clip")
+        term *= weight.astype(work)
+        total += term
     return total
 
 

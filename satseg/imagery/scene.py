@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -34,11 +37,12 @@ from satseg.imagery.summary import scene_html, scene_info
 from satseg.raster import Raster
 from satseg.specs import SensorSpec, sensor_spec
 
+__all__ = ["DEFAULT_DRIVERS", "PathLike", "Scene", "SceneReader", "open_dataset", "open_scene"]
+
 PathLike: TypeAlias = str | os.PathLike[str]
 
 SAME_GSD = 1e-3
 """Files whose pixel sizes differ by less than this share are equally fine: the first of them leads."""
-MIN_TITLE = 3
 _QUIET = threading.Lock()
 
 
@@ -238,7 +242,7 @@ class Scene:
         return SceneReader(self, open_source)
 
     def info(self) -> dict[str, Any]:
-        """Return everything known without reading pixels, as JSON-able values: what ``satseg info`` prints."""
+        """Return all that is known without reading pixels, as JSON-able values: what ``satseg info`` says."""
         return scene_info(self)
 
     @property
@@ -265,14 +269,17 @@ def open_dataset(path: str, drivers: Sequence[str], *, placed: bool = False) -> 
     InputError
         GDAL cannot open it (E-IN-105).
     """
+    failed: Exception | None = None
     with gdal_env(), nullcontext() if placed else _quiet():
-        try:
-            return rasterio.open(path, driver=list(drivers))
-        except (RasterioError, OSError) as error:
-            raise InputError(
-                f"it cannot be opened as {' or '.join(drivers)}: {error}", code="E-IN-105", path=path,
-                hint="the file is missing, damaged or cut short",
-            ) from error  # fmt: skip
+        for driver in drivers:
+            try:
+                return rasterio.open(path, driver=driver)
+            except (RasterioError, OSError) as error:
+                failed = error
+    raise InputError(
+        f"it cannot be opened as {' or '.join(drivers)}: {failed}", code="E-IN-105", path=path,
+        hint="the file is missing, damaged or cut short",
+    ) from failed  # fmt: skip
 
 
 def open_source(file: SourceFile) -> Dataset:
@@ -303,9 +310,10 @@ def _inspect(path: str, src_crs: CRSLike | None, drivers: Sequence[str]) -> Sour
 def _finest(files: Sequence[SourceFile]) -> Grid:
     """Return the grid of the file with the smallest pixels on the ground; of the first among equals."""
     grids = list(dict.fromkeys(file.grid for file in files))
-    if len(grids) == 1:
-        return grids[0]
-    lengths = [grid.gsd_m() for grid in grids]
+    if all(same_crs(grid.crs, grids[0].crs) for grid in grids):
+        lengths = [math.sqrt(abs(grid.transform.determinant)) for grid in grids]  # no need to ask PROJ
+    else:
+        lengths = [grid.gsd_m() for grid in grids]
     limit = min(lengths) * (1 + SAME_GSD)
     return next(grid for grid, length in zip(grids, lengths, strict=True) if length <= limit)
 
@@ -321,8 +329,10 @@ def _apart(file: SourceFile, grid: Grid) -> GridError | CRSError:
 
 
 def _title(paths: Sequence[str]) -> str:
-    """Return the stem of one file; of several what their stems begin with, if that is a name."""
+    """Return the stem of one file; of several the words their stems begin with, if there are some."""
     stems = [PurePath(path).stem for path in paths]
-    same = [len(set(letters)) == 1 for letters in zip(*stems, strict=False)]
-    common = stems[0][: (*same, False).index(False)].rstrip("_-. ") if len(stems) > 1 else stems[0]
-    return common if len(common) >= MIN_TITLE else stems[0]
+    if len(stems) == 1:
+        return stems[0]
+    words = zip(*(re.split(r"([_\-., ]+)", stem) for stem in stems), strict=False)
+    common = "".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, words))
+    return common.rstrip("_-., ") or stems[0]

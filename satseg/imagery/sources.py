@@ -192,7 +192,7 @@ def inspect(dataset: Dataset, path: str, *, src_crs: CRSLike | None = None) -> S
 
 
 def clean_name(text: str | None) -> str:
-    """Return `text` as a band name: lower case, underscores for space, printable, at most `MAX_NAME` characters."""
+    """Return `text` as a band name: lower case, underscores for space, printable, `MAX_NAME` characters."""
     printable = "".join(char if char.isprintable() else " " for char in text or "")
     return re.sub(r"\s+", "_", printable.strip().lower())[:MAX_NAME]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,8 +92,9 @@ def _plain(value: float | None) -> float | str | None:
 
 def scene_html(scene: Scene) -> str:
     """Return the scene as a table of its grid and bands, with a small picture where that is cheap."""
-    heads = ("name", "path", "index", "dtype", "nodata", "gsd_m", "resampling")
-    rows = [[band[head] for head in heads] for band in scene_info(scene)["bands"]]
+    heads = ("name", "file", "index", "dtype", "nodata", "gsd_m", "resampling")
+    bands = [{**band, "file": os.path.basename(band["path"])} for band in scene_info(scene)["bands"]]
+    rows = [[band[head] for head in heads] for band in bands]
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
     said = "".join(f"<li>{html.escape(text)}</li>" for text in scene.warnings)
@@ -115,7 +117,7 @@ def _picture(scene: Scene) -> str:
     chosen = mixed if whole else [source for source in scene.sources if source.file == first][:3]
     file = chosen[0].file
     height, width = file.grid.shape
-    decoded = height * width * len(chosen) / max(1, *file.overviews) ** 2
+    decoded = height * width * len(chosen) / max((1, *file.overviews)) ** 2
     if decoded > MAX_PREVIEW_PX:
         return f"<p>no picture: {height} x {width} pixels and no overviews; read a window</p>"
     factor = max(1.0, max(height, width) / MAX_SIDE_PX)

@@ -302,6 +302,18 @@ class Model:
         """Write the model under `path`; raises as `save_bundle`."""
         save_bundle(path, self.network, self.card, overwrite=overwrite)
 
+    def summary(self) -> str:
+        """Return the model in a few lines of plain text: classes with thresholds and validation Jaccard."""
+        found = self.card.scores.get("validation_jaccard")
+        scores = found if isinstance(found, dict) else {}
+        gsd = "as the scene" if self.card.gsd_m is None else f"{self.card.gsd_m:.3g} m"
+        lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}"]
+        for name, level in self.thresholds.items():
+            score = scores.get(name)
+            told = f"{score:.3f}" if isinstance(score, float) else "-"
+            lines.append(f"class   {name:<20} threshold {level:.2f}   validation Jaccard {told}")
+        return "\n".join(lines)
+
     def _repr_html_(self) -> str:
         gsd = "as the scene" if self.card.gsd_m is None else f"{self.card.gsd_m:g} m"
         classes = [f"{name} (from {level:.2f})" for name, level in self.thresholds.items()]

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from satseg.crs import Bounds
 from satseg.imagery.normalization import Normalization
@@ -26,6 +26,18 @@ STATED_NOWHERE = "not stated; ask the author before passing the model on"
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _as_json(value: object) -> object:
+    """`value` as JSON would give it back: tuples become lists, NaN and other objects are refused."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+Plain: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(_as_json)]
+"""A free-form part of the card; an absent score is null."""
 
 
 class _Part(BaseModel):
@@ -73,7 +85,7 @@ class TrainingSource(_Part):
     files: tuple[FileHash, ...] = ()
     crs: str | None = None
     bounds: Bounds | None = None
-    footprint: dict[str, JsonValue] | None = None
+    footprint: Plain | None = None
 
 
 class Training(_Part):
@@ -83,7 +95,7 @@ class Training(_Part):
     steps: Count | None = None
     seconds: Seconds | None = None
     seed: int | None = None
-    options: dict[str, JsonValue] = {}
+    options: Plain = {}
 
 
 class ModelCard(_Part):
@@ -126,16 +138,10 @@ class ModelCard(_Part):
     stride: Annotated[int, Field(ge=1)]
     sensor: str | None = None
     training: Training = Training()
-    scores: dict[str, JsonValue] = {}
+    scores: Plain = {}
     versions: dict[str, str] = {}
     licence: str = STATED_NOWHERE
     weights_sha256: Sha256 | None = None
-
-    @field_validator("scores")
-    @classmethod
-    def _plain(cls, scores: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        json.dumps(scores, allow_nan=False)  # ValueError: an absent class scores null, not NaN
-        return scores
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelCard:

@@ -157,6 +157,11 @@ def gather(tiles: Iterable[TileScores], grid: Grid, window: Window, names: Seque
 class Standardize(torch.nn.Module):
     """`Normalization` on the network's device: clip, shift, scale, and 0 where invalid."""
 
+    low: torch.Tensor
+    high: torch.Tensor
+    offset: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, normalization: Normalization) -> None:
         super().__init__()
         for name, values in normalization.arrays().items():
@@ -175,11 +180,11 @@ class _Forward:
     def __init__(self, model: Model, *, amp: bool, flips: bool) -> None:
         self._model, self._amp, self._flips = model, amp, flips
         self._normalize = Standardize(model.card.normalization).to(model.device)
-        self._network = model.network.eval().to(model.device, memory_format=torch.channels_last)
+        self._network = model.network.eval().to(model.device).to(memory_format=torch.channels_last)
 
     def __call__(self, batch: Sequence[tuple[Tile, Raster]]) -> list[TileScores]:
         live = [raster for _, raster in batch if raster.valid.any()]
-        scores = iter(self._scores(live) if live else [])
+        scores: Iterator[NDArray[np.float32]] = iter(self._scores(live) if live else ())
         results = []
         for tile, raster in batch:
             rows, cols = slices(tile.keep, tile.read)

@@ -6,9 +6,11 @@ rests on is said in the modules that implement it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import shapely
 import torch
 
 from satseg.crs import describe
@@ -70,7 +72,7 @@ def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome
         scores=_scores(learner.classes, outcome),
         versions=current_versions(),
     )
-    return Model(card, network.to(learner.target, memory_format=torch.channels_last), learner.target)
+    return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
 
 
 def _scores(classes: Sequence[str], outcome: Outcome) -> dict[str, object]:
@@ -88,7 +90,7 @@ def _source(ground: Ground) -> TrainingSource:
         files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
-        footprint=dict(grid.footprint().__geo_interface__),
+        footprint=json.loads(shapely.to_geojson(grid.footprint())),
     )
 
 

@@ -336,7 +336,7 @@ def restore(learner: Learner, checkpoint: Path) -> None:
 def bf16_is_native(device: torch.device) -> bool:
     """Whether bfloat16 runs in hardware on `device`, so that training in it is faster."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 

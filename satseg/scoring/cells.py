@@ -25,6 +25,8 @@ LEAF_VERTICES = 640
 """About 128 buildings: the flat bottom between many small unions and few large ones, as measured."""
 AREA_DRIFT = 1e-9
 """Relative area that cutting a polygon in two may gain or lose before the cut is done the slow way."""
+PROGRESS = 0.9
+"""Share of its parent's vertices that a half may keep; a pile of copies keeps all, however it is cut."""
 POLYGON, MULTIPOLYGON = 3, 6
 """Geometry type numbers of GEOS (shapely.GeometryType)."""
 
@@ -91,7 +93,8 @@ def pooled_areas(
 def sound(geometries: ArrayLike) -> Geometries:
     """Return one geometry, or a sequence of them, as an array of valid polygons and multipolygons."""
     flat: Geometries = np.atleast_1d(np.asarray(geometries, dtype=object)).ravel()
-    return polygonal(repair(flat[~shapely.is_missing(flat)])[0])
+    mended = repair(flat)[0]
+    return mended[~shapely.is_missing(mended)]
 
 
 def polygonal(geometries: Geometries) -> Geometries:
@@ -107,9 +110,10 @@ def polygonal(geometries: Geometries) -> Geometries:
 def _root(
     pred: Geometries, truth: Geometries, aoi: Geometries | None, ignore: Geometries | None
 ) -> Cell | None:
-    left, bottom, right, top = shapely.total_bounds(np.concatenate([pred, truth])).tolist()
-    if not (left < right and bottom < top):  # NaN where there is no polygon at all
+    both = np.concatenate([pred, truth])
+    if not len(both):
         return None
+    left, bottom, right, top = shapely.total_bounds(both).tolist()
     box = shapely.box(left, bottom, right, top)
     seen = np.array([box]) if aoi is None else polygonal(shapely.intersection(aoi, box))
     unseen = np.empty(0, object) if ignore is None else polygonal(shapely.intersection(ignore, box))
@@ -117,18 +121,19 @@ def _root(
 
 
 def _halves(cell: Cell) -> tuple[Cell, Cell] | None:
-    """Both sides of the cell's middle vertex; None where cutting does not make it smaller."""
+    """Both sides of the cell's middle vertex along x or y; None where neither cut makes it smaller."""
     left, bottom, right, top = cell.box
-    axis = 0 if right - left >= top - bottom else 1
-    cut = _middle(np.concatenate([shapely.get_coordinates(layer)[:, axis] for layer in cell.layers]))
-    if cut is None:
-        return None
-    below: Bounds = (left, bottom, cut, top) if axis == 0 else (left, bottom, right, cut)
-    above: Bounds = (cut, bottom, right, top) if axis == 0 else (left, cut, right, top)
-    pairs = [_cut(layer, axis, below=below, above=above) for layer in cell.layers]
-    low, high = Cell(below, *(pair[0] for pair in pairs)), Cell(above, *(pair[1] for pair in pairs))
-    stuck = min(low.vertices, high.vertices) > 0.9 * cell.vertices  # a pile of copies: each cut meets all
-    return None if stuck else (low, high)
+    for axis in (0, 1) if right - left >= top - bottom else (1, 0):
+        cut = _middle(np.concatenate([shapely.get_coordinates(layer)[:, axis] for layer in cell.layers]))
+        if cut is None:
+            continue
+        below: Bounds = (left, bottom, cut, top) if axis == 0 else (left, bottom, right, cut)
+        above: Bounds = (cut, bottom, right, top) if axis == 0 else (left, cut, right, top)
+        pairs = [_cut(layer, axis, below=below, above=above) for layer in cell.layers]
+        low, high = Cell(below, *(pair[0] for pair in pairs)), Cell(above, *(pair[1] for pair in pairs))
+        if max(low.vertices, high.vertices) <= PROGRESS * cell.vertices:
+            return low, high
+    return None
 
 
 def _middle(values: NDArray[np.float64]) -> float | None:
@@ -166,9 +171,16 @@ def _areas(cell: Cell) -> NDArray[np.float64]:
     found, real = shapely.union_all(cell.pred), shapely.union_all(cell.truth)
     inside = shapely.union_all(cell.aoi)
     if not shapely.covers(inside, shapely.box(*cell.box)):
-        found, real = shapely.intersection(found, inside), shapely.intersection(real, inside)
+        found, real = (_surface(shapely.intersection(layer, inside)) for layer in (found, real))
     if len(cell.ignore):
         outside = shapely.union_all(cell.ignore)
-        found, real = shapely.difference(found, outside), shapely.difference(real, outside)
+        found, real = (_surface(shapely.difference(layer, outside)) for layer in (found, real))
     tp = shapely.area(shapely.intersection(found, real))
     return np.array([tp, max(0.0, shapely.area(found) - tp), max(0.0, shapely.area(real) - tp)])
+
+
+def _surface(geometry: shapely.Geometry) -> shapely.Geometry:
+    """`geometry` without the points and lines that touching polygons leave, on which GEOS overlays fail."""
+    if geometry.geom_type in ("Polygon", "MultiPolygon"):
+        return geometry
+    return shapely.multipolygons(polygonal(np.array([geometry], dtype=object)))

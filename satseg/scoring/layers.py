@@ -7,10 +7,10 @@ nothing after this module asks where polygons came from. Masks are outlined exac
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import geopandas
 import numpy as np
@@ -18,21 +18,26 @@ import pandas as pd
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from satseg.crs import CRSLike, describe, same_crs, to_pyproj
 from satseg.errors import CRSError, LabelError
 from satseg.grid import Grid
+from satseg.imagery.writer import open_mask
 from satseg.raster import Raster
-from satseg.scoring.cells import Geometries, polygonal
+from satseg.scoring.cells import Geometries
 from satseg.vector.features import read_features
 from satseg.vector.finish import repair
-from satseg.vector.polygonize import polygonize
+from satseg.vector.polygonize import polygonize, polygonize_file
+from satseg.vector.trace import OutlineTracer
 
 LayerLike: TypeAlias = "geopandas.GeoDataFrame | Raster | str | os.PathLike[str]"
 
 UNNAMED = "feature"
 """The one class of a layer whose features carry no class."""
 RASTER_SUFFIXES = (".tif", ".tiff")
+STRIP_PX = 2**24
+"""Pixels of a mask whose validity is read at a time."""
 MAX_SEGMENTS = 256
 """Edges longer than this share of a layer's extent are divided before it moves to another CRS, where
 straight lines are curves: over 10 km the arc then strays less than a millimetre from its chord."""
@@ -96,9 +101,7 @@ class Layer:
         )
 
 
-def read_layer(
-    source: LayerLike, *, field: str | None = None, classes: Sequence[str] | None = None, role: str = "layer"
-) -> Layer:
+def read_layer(source: LayerLike, *, field: str | None = None, role: str = "layer") -> Layer:
     """Return `source` as a layer.
 
     Parameters
@@ -106,10 +109,8 @@ def read_layer(
     source : GeoDataFrame, Raster or path
         A mask (Raster or GeoTIFF) has one class per band, where the value is above 0.
     field : str, optional
-        Attribute that holds the class; ``class_name`` where there is one when left out, else all
-        features are of one class.
-    classes : sequence of str, optional
-        Names for unnamed features (when it is a single one).
+        Attribute that holds the class. Where it is missing, or left out, ``class_name`` does, as
+        satseg writes it; else all features are of one class.
     role : str
         What to call the layer in messages.
 
@@ -119,12 +120,43 @@ def read_layer(
         The file is missing or damaged, has no such field, or no polygons but other geometries.
     """
     if isinstance(source, Raster):
-        return _mask_layer(source)
-    if not isinstance(source, geopandas.GeoDataFrame):
-        if Path(source).suffix.lower() in RASTER_SUFFIXES:
-            return _mask_layer(read_mask(source))
-        source = read_features(source)
-    return _vector_layer(source, _class_names(source, field, role), role)
+        return _raster_layer(source)
+    if isinstance(source, geopandas.GeoDataFrame):
+        return _vector_layer(source, field, role)
+    if Path(source).suffix.lower() in RASTER_SUFFIXES:
+        return _mask_file_layer(source)
+    return _vector_layer(read_features(source), field, role)
+
+
+def trace(planes: Iterable[NDArray[np.bool_]], grid: Grid) -> Geometries:
+    """Return the outlines of what is True in `planes`, strips (h, W) of one mask on `grid`, top down."""
+    tracer = OutlineTracer(grid.width)
+    for plane in planes:
+        tracer.feed(np.ascontiguousarray(plane).view(np.uint8), None)
+    outlines: Geometries = tracer.outlines().geometries(grid.transform)
+    return outlines
+
+
+def _raster_layer(mask: Raster) -> Layer:
+    unknown = trace([~mask.valid], mask.grid)
+    return _outlined(polygonize(mask), mask.names, grid=mask.grid, unknown=unknown)
+
+
+def _mask_file_layer(path: str | os.PathLike[str]) -> Layer:
+    with open_mask(path) as mask:
+        grid, names = mask.grid, mask.names
+        rows = max(1, STRIP_PX // grid.width // mask.block_rows) * mask.block_rows
+        strips = (Window(0, top, grid.width, min(rows, grid.height - top)) for top in range(0, grid.height, rows))
+        unknown = trace((~mask.read(strip).valid for strip in strips), grid)
+    return _outlined(polygonize_file(path), names, grid=grid, unknown=unknown)
+
+
+def _outlined(features: geopandas.GeoDataFrame, classes: tuple[str, ...], *, grid: Grid, unknown: Geometries) -> Layer:
+    if len(classes) == 1 and classes[0] == "band_1":  # a band without a description
+        features, classes = features.assign(class_name=UNNAMED), (UNNAMED,)
+    names = features["class_name"].to_numpy(dtype=object)
+    crs = None if grid.crs is None else to_pyproj(grid.crs)
+    return Layer(features.geometry.to_numpy(), names, classes, crs, grid=grid, unknown=unknown)
 
 
 def move(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -> Geometries:
@@ -150,57 +182,48 @@ def move(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -
             f"coordinates within {left:g} {bottom:g} {right:g} {top:g} in {describe(source)} do not exist in "
             f"{describe(target)}", hint="check the CRS of the layers and the order of x and y", code="E-CRS-011",
         )  # fmt: skip
-    return polygonal(repair(moved)[0])
+    mended = repair(moved)[0]
+    mended[shapely.is_missing(mended)] = shapely.Polygon()  # a speck that rounding closed; rows stay in step
+    return mended
 
 
-def _class_names(features: geopandas.GeoDataFrame, field: str | None, role: str) -> pd.Series:
-    if field is not None and field in features.columns:
-        return features[field]
-    if "class_name" in features.columns:  # what satseg itself wrote needs no --field
-        return features["class_name"]
+def _vector_layer(features: geopandas.GeoDataFrame, field: str | None, role: str) -> Layer:
+    classes = _class_names(features, field, role)
+    geometries: Geometries = features.geometry.to_numpy()
+    named, there = classes.notna().to_numpy(), ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    polygons, repaired = repair(geometries[named & there])
+    solid = ~shapely.is_missing(polygons)
+    if len(polygons) and not solid.any():
+        kinds = sorted({geometry.geom_type for geometry in geometries[named & there]})
+        raise LabelError(
+            f"{role} has {len(polygons)} features and not one polygon, but {', '.join(kinds)}",
+            hint="points and lines have no area to score; buffer them first", code="E-LAB-031",
+        )  # fmt: skip
+    lost = {"class": np.count_nonzero(~named), "area": np.count_nonzero(~solid)}
+    names = np.array([_class_text(value) for value in classes[named & there][solid]], dtype=object)
+    return Layer(
+        polygons[solid],
+        names,
+        tuple(sorted(set(names.tolist()))),
+        None if features.crs is None else pyproj.CRS(features.crs),
+        repaired=repaired,
+        warnings=tuple(f"{n} features of the {role} have no {what} and were left out" for what, n in lost.items() if n),
+    )
+
+
+def _class_names(features: geopandas.GeoDataFrame, field: str | None, role: str) -> pd.Series[Any]:
+    for name in (field, "class_name"):
+        if name is not None and name in features.columns:
+            return features[name]
     if field is not None and len(features):
         columns = [name for name in features.columns if name != features.geometry.name]
         raise LabelError(
-            f"{role} has no field {field!r}, only {columns}", hint="give --field one of these", code="E-LAB-030"
+            f"{role} has no field {field!r}, only {columns}", hint="give one of these", code="E-LAB-030"
         )
-    return pd.Series([UNNAMED] * len(features), index=features.index, dtype=object)
-
-
-def _vector_layer(features: geopandas.GeoDataFrame, classes: pd.Series, role: str) -> Layer:
-    geometries: Geometries = features.geometry.to_numpy()
-    names = np.array([_class_text(value) for value in classes], dtype=object)
-    nameless = classes.isna().to_numpy()
-    keep = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries) | nameless)
-    polygons, repaired = repair(geometries[keep])
-    with_area = shapely.area(polygons) > 0
-    flat = int(np.count_nonzero(~with_area))
-    if flat and not with_area.any():
-        raise LabelError(
-            f"{role} has {flat} features and not one polygon with an area, but {polygons[0].geom_type}",
-            hint="points and lines are not scored; buffer them first", code="E-LAB-031",
-        )  # fmt: skip
-    notes = [f"{flat} features of the {role} have no area and were left out"] if flat else []
-    if nameless.any():
-        notes.append(f"{int(nameless.sum())} features of the {role} have no class and were left out")
-    chosen = names[keep][with_area]
-    return Layer(
-        np.array([_only_polygons(polygon) for polygon in polygons[with_area]], dtype=object),
-        chosen,
-        tuple(sorted(set(chosen.tolist()))),
-        None if features.crs is None else pyproj.CRS(features.crs),
-        repaired=repaired,
-        warnings=tuple(notes),
-    )
+    return pd.Series(UNNAMED, index=features.index, dtype=object)
 
 
 def _class_text(value: object) -> str:
     """A class value as its name: 3 and 3.0 are one class."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _only_polygons(geometry: shapely.Geometry) -> shapely.Geometry:
-    if geometry.geom_type in ("Polygon", "MultiPolygon"):
-        return geometry
-    return shapely.multipolygons(polygonal(np.array([geometry], dtype=object)))
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)  # type: ignore[call-overload]

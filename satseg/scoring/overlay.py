@@ -93,7 +93,7 @@ class Drawing:
             raster, step = scene.read(), 1
         data, valid = raster.data[:, ::step, ::step], raster.valid[::step, ::step]
         picture = rgb_preview(data, valid, raster.names, max_side=max(valid.shape))
-        transform = raster.grid.transform * Affine.scale(step)
+        transform = raster.grid.transform @ Affine.scale(step)
         return picture, Grid(*valid.shape, transform=transform, crs=raster.grid.crs)
 
 

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from satseg.errors import GridError, UsageError
 
+_Index = NDArray[np.int32]
+
 # The eight kinds of bend, in the order in which bends at one corner are listed: those with a left
 # arm first, and up before down among those of one side, so that neighbours in the list pair up.
 #                  convex a  convex c  reflex a  reflex c  convex b  convex d  reflex b  reflex d
@@ -280,7 +282,7 @@ def _cycles(successor: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np
         reach *= 2
 
 
-def _rings(bends: _Bends) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+def _rings(bends: _Bends) -> tuple[_Index, _Index, _Index, _Index]:
     """Rings through the bends, as (half, following, smallest, steps).
 
     Edges along rows and columns alternate, so every second bend, one left along its row, tells

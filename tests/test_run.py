@@ -1,0 +1,80 @@
+"""The run file: defaults, overrides, refusals, and that what it prints it also reads."""
+
+from __future__ import annotations
+
+import pytest
+from satseg.errors import UsageError
+from satseg.run import RunConfig
+
+
+def test_printed_config_reads_back_as_itself(tmp_path):
+    config = RunConfig.from_options({"minutes": 3, "classes": ("a", "b"), "gsd": 0.3, "field": 'na"me'})
+    (tmp_path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert RunConfig.from_file(tmp_path / "run.toml") == config
+
+
+def test_default_budget_is_ten_minutes():
+    assert RunConfig().train.minutes == 10
+    assert RunConfig.from_options({"steps": 5}).train.minutes is None
+
+
+def test_steps_given_by_name_replace_minutes_of_the_file(tmp_path):
+    (tmp_path / "run.toml").write_text("[train]\nminutes = 5\n")
+    config = RunConfig.from_options({"steps": 7}, base=RunConfig.from_file(tmp_path / "run.toml"))
+    assert (config.train.steps, config.train.minutes) == (7, None)
+
+
+def test_minutes_and_steps_together_are_refused():
+    with pytest.raises(UsageError, match="minutes or steps"):
+        RunConfig.from_options({"steps": 7, "minutes": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[train]\nminuts = 5\n", "minutes"),
+        ("[train]\nminutes = 'five'\n", "minutes"),
+        ("[train]\nminutes = -5\n", "minutes"),
+        ("[trian]\nminutes = 5\n", "train"),
+        ("[model]\nnorm = 'group'\n", "norm"),
+        ("[train]\nminutes = 5\nminutes = 6\n", "line"),
+        ("[train\n", "line"),
+    ],
+)
+def test_faults_of_a_run_file_are_named_with_their_line(tmp_path, text, said):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said) as caught:
+        RunConfig.from_file(path)
+    assert "line" in str(caught.value)
+
+
+def test_missing_run_file_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError):
+        RunConfig.from_file(tmp_path / "absent.toml")
+
+
+def test_unknown_option_names_the_nearest():
+    with pytest.raises(UsageError, match="minutes"):
+        RunConfig.from_options({"minuets": 3})
+
+
+@pytest.mark.parametrize("override", ["train.minutes", "minutes=3", "train.=3", "=3"])
+def test_malformed_override_is_refused(override):
+    with pytest.raises(UsageError):
+        RunConfig.from_overrides([override])
+
+
+def test_overrides_are_typed_as_in_toml():
+    config = RunConfig.from_overrides(["train.minutes=3", "model.norm=channel", 'data.classes=["a"]'])
+    assert config.train.minutes == 3
+    assert config.model.norm == "channel"
+    assert config.data.classes == ("a",)
+
+
+def test_paths_of_a_run_file_are_relative_to_it(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[data]\nscenes = [{ scene = "a.tif", labels = "sub/a.gpkg" }]\n')
+    (item,) = RunConfig.from_file(path).data.scenes
+    assert item.scene == str(tmp_path / "a.tif")
+    assert item.labels == str(tmp_path / "sub" / "a.gpkg")

@@ -1,0 +1,178 @@
+"""Training: the same steps and seed give the same weights, resumed or not, and something is learnt."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import satseg
+import torch
+from satseg.errors import BandError, InputError, LabelError, OutputError, UsageError
+from satseg.learning.curves import ThresholdCurve
+from satseg.learning.training import Budget, schedule
+
+from tests.factories import noise, north_up, write_tiff
+from tests.worlds import BANDS, squares, tiny_model
+
+FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 1, "rounds": 2, "precision": "fp32", "device": "cpu"}
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.network.state_dict().items()}
+
+
+def test_equal_steps_and_seed_give_equal_weights(tmp_path):
+    data = [squares(tmp_path)]
+    first, again, other = (weights(satseg.train(data, steps=6, seed=seed, **FAST)) for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_killed_run_resumes_into_the_run_it_would_have_been(tmp_path):
+    data, whole, parts = [squares(tmp_path)], {}, {}
+
+    def stop_halfway(stage, done, total, note):
+        if stage == "train" and done >= 0.6:
+            raise KeyboardInterrupt
+
+    options = {"steps": 10, "seed": 1, **FAST}
+    whole = weights(satseg.train(data, output=tmp_path / "whole.safetensors", **options))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        satseg.train(data, output=tmp_path / "parts.safetensors", progress=stop_halfway, **options)
+    assert not (tmp_path / "parts.safetensors").exists()
+    parts = weights(satseg.train(data, output=tmp_path / "parts.safetensors", resume=True, **options))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_resume_with_other_options_is_refused(tmp_path):
+    data = [squares(tmp_path)]
+    satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
+    with pytest.raises(UsageError, match="other options"):
+        satseg.train(data, output=tmp_path / "m.safetensors", steps=4, resume=True, **FAST)
+
+
+def test_existing_model_needs_overwrite(tmp_path):
+    data = [squares(tmp_path)]
+    satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
+    with pytest.raises(OutputError, match="exists"):
+        satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
+    satseg.train(data, output=tmp_path / "m.safetensors", steps=2, overwrite=True, **FAST)
+
+
+@pytest.mark.slow
+def test_two_classes_are_learnt_and_found_on_another_scene(tmp_path):
+    model = satseg.train([squares(tmp_path, seed=1)], steps=160, learning_rate=1e-2, **FAST)
+    path, truth = squares(tmp_path, name="other", x=510_000.0, seed=2)
+    report = satseg.score(satseg.detect(model, path), truth)
+    assert {name: score.jaccard > 0.8 for name, score in report.classes.items()} == {"a": True, "b": True}
+
+
+def test_card_says_what_was_learnt_from(tmp_path):
+    path, labels = squares(tmp_path)
+    model = satseg.train([(path, labels)], steps=2, seed=7, **FAST)
+    card = model.card
+    assert card.band_names == BANDS
+    assert card.class_names == ("a", "b")
+    assert card.training.seed == 7
+    assert card.training.steps == 2
+    assert card.training.sources[0].crs == "EPSG:32633"
+    assert card.gsd_m == pytest.approx(1.0, rel=1e-3)
+    assert all(0 < item.threshold < 1 for item in card.classes)
+
+
+def test_scenes_of_different_gsd_are_brought_to_the_coarsest(tmp_path):
+    fine = squares(tmp_path, name="fine", gsd=0.5)
+    coarse = squares(tmp_path, name="coarse", gsd=1.0, x=600_000.0)
+    assert satseg.train([fine, coarse], steps=2, **FAST).card.gsd_m == pytest.approx(1.0, rel=1e-2)
+
+
+def test_unplaced_scenes_can_be_learnt_from(tmp_path):
+    model = satseg.train([squares(tmp_path, crs=None)], steps=2, **FAST)
+    assert model.card.gsd_m is None
+
+
+def test_bad_data_is_refused_before_training(tmp_path):
+    path, labels = squares(tmp_path)
+    off = labels.set_geometry(labels.translate(1e6, 0))
+    nodata = write_tiff(tmp_path / "nodata.tif", noise(2, 200, 330) * 0, transform=north_up(1.0), nodata=0, descriptions=BANDS)
+    other = write_tiff(tmp_path / "other.tif", noise(2, 200, 330), transform=north_up(1.0), descriptions=("blue", "pan"))
+    cases = [
+        ([], {}, UsageError, "no training data"),
+        ([(path, off)], {}, LabelError, "no label|overlap|touch"),
+        ([(path, labels.iloc[:0])], {}, LabelError, ""),
+        ([(path, labels)], {"classes": ("a", "c")}, LabelError, "'c'"),
+        ([(nodata, labels)], {}, InputError, "valid pixel"),
+        ([(path, labels), (other, labels)], {}, BandError, "nir"),
+        ([(path, labels)], {"chip": 512}, UsageError, "too few"),
+        ([(path, labels)], {"loss": "jacard"}, UsageError, "jaccard"),
+        ([(path, labels)], {"device": "tpu"}, UsageError, "tpu"),
+    ]
+    for data, options, kind, said in cases:
+        with pytest.raises(kind, match=said):
+            satseg.train(data, **{**FAST, "steps": 2, **options})
+
+
+def test_validation_on_training_ground_is_refused(tmp_path):
+    pair = squares(tmp_path)
+    with pytest.raises(LabelError, match="shares"):
+        satseg.train([pair], valid_data=[pair], steps=2, **FAST)
+
+
+def test_nan_batch_is_skipped_and_counted(tmp_path, monkeypatch):
+    from satseg.learning import training
+
+    def poisoned(name, **params):
+        calls = iter(range(1000))
+        return lambda logits, target, labelled: logits.mean() * (math.nan if next(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(training, "make_loss", poisoned)
+    model = satseg.train([squares(tmp_path)], steps=5, **FAST)
+    assert model.card.scores["skipped_batches"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in weights(model).values() if value.is_floating_point())
+
+
+def test_schedule_rises_then_falls_to_a_hundredth():
+    shares = np.linspace(0, 1, 101)
+    rates = np.array([schedule(float(share), 0.1) for share in shares])
+    assert rates[:10].max() < rates[10] == pytest.approx(1.0)
+    assert (np.diff(rates[10:]) <= 1e-12).all()
+    assert rates[-1] == pytest.approx(0.01)
+
+
+def test_budget_counts_steps_or_minutes():
+    assert Budget(10, None).share(4) == pytest.approx(0.4)
+    assert Budget(None, 1.0, before_s=45).share(0) == pytest.approx(0.75, abs=0.01)
+    assert Budget(10, None).share(99) == 1.0
+
+
+def test_threshold_curve_equals_direct_counts():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(3, 2, 17, 23, generator=generator)
+    target = (torch.rand(3, 2, 17, 23, generator=generator) + scores > 1.1).to(torch.uint8)
+    labelled = torch.rand(3, 1, 17, 23, generator=generator) > 0.2
+    curve = ThresholdCurve(2)
+    for start in range(3):
+        curve.update(scores[start : start + 1], target[start : start + 1], labelled[start : start + 1])
+    for k in range(2):
+        for step in (10, 64, 128, 200):
+            usable = labelled[:, 0]
+            said, true = (scores[:, k] >= step / 256)[usable], (target[:, k] > 0)[usable]
+            expected = (said & true).sum() / (said | true).sum()
+            assert curve.jaccard()[k, step] == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_absent_class_has_no_score_and_a_neutral_threshold():
+    curve = ThresholdCurve(1)
+    curve.update(torch.rand(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    thresholds, scores = curve.best()
+    assert thresholds == [0.5]
+    assert math.isnan(scores[0])
+
+
+def test_untrained_model_survives_its_file(tmp_path):
+    model = tiny_model()
+    model.save(tmp_path / "m.safetensors")
+    loaded = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
+    assert loaded.card.class_names == model.card.class_names
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(loaded).items())

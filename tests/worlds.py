@@ -1,0 +1,62 @@
+"""A tiny learnable world for tests of the learning chain: bright squares on dark ground.
+
+Import as ``from tests.worlds import ...``. Scenes are written by rasterio, labels are GeoDataFrames.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import shapely
+import torch
+from affine import Affine
+from satseg.imagery.normalization import Normalization
+from satseg.learning.bundle import Model, architecture_of
+from satseg.learning.card import BandCard, ModelCard
+from satseg.learning.unet import UNet, UNetConfig
+from satseg.specs import ClassItem
+
+from tests.factories import UTM, write_tiff
+
+BANDS = ("red", "nir")
+
+
+def squares(
+    folder: Path, *, name: str = "scene", height: int = 200, width: int = 330, x: float = 500_000.0, seed: int = 0,
+    crs: str | None = UTM, gsd: float = 1.0,
+) -> tuple[Path, geopandas.GeoDataFrame]:  # fmt: skip
+    """Write a two-band scene with 12-pixel squares, bright in red (class a) or in nir (class b)."""
+    rng = np.random.default_rng(seed)
+    data = rng.normal(400, 30, (2, height, width))
+    transform = Affine(gsd, 0, x, 0, -gsd, 5_000_000.0)
+    rows, names = [], []
+    for number, (row, col) in enumerate((r, c) for r in range(8, height - 14, 28) for c in range(8, width - 14, 28)):
+        band = number % 2
+        data[band, row : row + 12, col : col + 12] += 800
+        rows.append(shapely.box(x + col * gsd, 5e6 - (row + 12) * gsd, x + (col + 12) * gsd, 5e6 - row * gsd))
+        names.append("ab"[band])
+    path = folder / f"{name}.tif"
+    write_tiff(path, data.clip(1, 2047).astype("uint16"), transform=transform, crs=crs, descriptions=BANDS)
+    return path, geopandas.GeoDataFrame({"class_name": names}, geometry=rows, crs=crs)
+
+
+def tiny_model(*, classes: tuple[str, ...] = ("a", "b"), seed: int = 0, gsd_m: float | None = None, **network: object) -> Model:
+    """An untrained model of `BANDS` whose scores vary from pixel to pixel."""
+    arguments = {"width": 4, "depth": 3, "stem": 1, **network}
+    config = UNetConfig(bands=len(BANDS), classes=len(classes), **arguments)  # type: ignore[arg-type]
+    net = UNet(config, generator=torch.Generator().manual_seed(seed)).eval()
+    with torch.no_grad():
+        net.head.weight.mul_(100)  # the head starts near 0; spread the scores so that equality means something
+    count = len(BANDS)
+    card = ModelCard(
+        architecture=architecture_of(net),
+        bands=tuple(BandCard(name=name) for name in BANDS),
+        gsd_m=gsd_m,
+        normalization=Normalization(BANDS, (500.0,) * count, (200.0,) * count, (0.0,) * count, (2047.0,) * count),
+        classes=tuple(ClassItem(name=name, id=i + 1, color="#336699") for i, name in enumerate(classes)),
+        halo=net.halo,
+        stride=net.stride,
+    )
+    return Model(card, net, torch.device("cpu"))
