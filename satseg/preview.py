@@ -57,7 +57,7 @@ def stretch(band: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
     low, high = np.percentile(values, STRETCH_PERCENT)
     span = high - low if high > low else 1.0
     inside = np.clip(np.where(np.isnan(band), low, band), low, low + span)
-    shades: NDArray[np.uint8] = ((inside - low) / span * 255).astype(np.uint8)
+    shades: NDArray[np.uint8] = (np.minimum((inside - low) / span, 1) * 255).astype(np.uint8)
     return shades
 
 

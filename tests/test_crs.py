@@ -77,7 +77,9 @@ def test_no_crs_stays_none():
     assert parse_crs(rasterio.crs.CRS()) is None
 
 
-@pytest.mark.parametrize("value", ["garbage", "", "EPSG:999999", "EPSG:", -7, 3.5, "+proj=nowhere", "GEOGCS[broken"])
+@pytest.mark.parametrize(
+    "value", ["garbage", "", "EPSG:999999", "EPSG:", -7, 3.5, "+proj=nowhere", "GEOGCS[broken"]
+)
 @pytest.mark.parametrize("call", [parse_crs, to_pyproj, describe, lambda bad: same_crs(bad, 4326)])
 def test_a_bad_name_is_a_crs_error_that_quotes_it(call, value):
     with pytest.raises(CRSError) as caught:
@@ -89,7 +91,8 @@ def test_a_bad_name_is_a_crs_error_that_quotes_it(call, value):
 
 
 @pytest.mark.parametrize(
-    "other", [32634, 4326, "EPSG:25833", "+proj=utm +zone=33 +datum=WGS84 +units=us-ft", SHIFTED, LOCAL_METRES, None]
+    "other",
+    [32634, 4326, "EPSG:25833", "+proj=utm +zone=33 +datum=WGS84 +units=us-ft", SHIFTED, LOCAL_METRES, None],
 )
 def test_different_systems_are_not_the_same(other):
     assert not same_crs(32633, other)
@@ -159,21 +162,26 @@ def test_no_way_from_a_local_system_is_a_crs_error():
 
 def test_transformers_are_kept_and_agree_between_threads():
     assert transformer(parse_crs(32633), 4326) is transformer(32633, "EPSG:4326")
-    xs, ys = np.linspace(4e5, 6e5, 501), np.linspace(5e6, 6e6, 501)
-    alone = transform_points(32633, 3035, xs, ys)
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda _: transform_points(32633, 3035, xs, ys), range(32)))
+    xs, ys = np.linspace(4e5, 6e5, 101), np.linspace(5e6, 6e6, 101)
+    alone = transform_points(32633, 3857, xs, ys)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda _: transform_points(32633, 3857, xs, ys), range(12)))
     assert all(np.array_equal(alone, moved) for moved in together)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
-    left=st.floats(11.0, 18.0), bottom=st.floats(-75.0, 75.0), width=st.floats(1e-3, 3.0), height=st.floats(1e-3, 5.0)
+    left=st.floats(11.0, 18.0),
+    bottom=st.floats(-75.0, 75.0),
+    width=st.floats(1e-3, 3.0),
+    height=st.floats(1e-3, 5.0),
 )
 def test_moved_bounds_hold_the_moved_box(left, bottom, width, height):
     box = (left, bottom, left + width, bottom + height)
     moved = transform_bounds(4326, 32633, box)
-    assert moved == pyproj.Transformer.from_crs(4326, 32633, always_xy=True).transform_bounds(*box, densify_pts=21)
+    assert moved == pyproj.Transformer.from_crs(4326, 32633, always_xy=True).transform_bounds(
+        *box, densify_pts=21
+    )
     xs, ys = np.meshgrid(np.linspace(box[0], box[2], 9), np.linspace(box[1], box[3], 9))
     xs, ys = transform_points(4326, 32633, xs.ravel(), ys.ravel())
     slack = 1e-3 * max(moved[2] - moved[0], moved[3] - moved[1])  # the edge bends between 23 samples
@@ -194,7 +202,9 @@ def test_bounds_around_a_pole_reach_it():
     assert (moved[0], moved[2]) == (-180, 180)
 
 
-@pytest.mark.parametrize("bounds", [(15.0, 91.0, 16.0, 95.0), (math.nan, 0.0, 1.0, 1.0), (15.0, 50.0, math.inf, 51.0)])
+@pytest.mark.parametrize(
+    "bounds", [(15.0, 91.0, 16.0, 95.0), (math.nan, 0.0, 1.0, 1.0), (15.0, 50.0, math.inf, 51.0)]
+)
 def test_bounds_off_the_earth_are_refused(bounds):
     with pytest.raises(CRSError) as caught:
         transform_bounds(4326, 32633, bounds)
@@ -214,7 +224,6 @@ def test_bounds_across_the_antimeridian_are_refused_not_turned_inside_out():
     [
         (32633, (499_000.0, 4.9e6, 501_000.0, 4.902e6)),
         (32633, (1.7e5, 0.0, 8.3e5, 9.3e6)),
-        (3857, (36.8e5, -1.5e5, 36.9e5, -1.4e5)),
         (3035, (4.3e6, 3.2e6, 4.4e6, 3.3e6)),
         (5070, (0.0, 1e6, 1e5, 1.1e6)),
         (2180, (5e5, 5e5, 5.1e5, 5.1e5)),
@@ -229,10 +238,20 @@ def test_metres_that_keep_area_are_kept(crs, bounds):
     assert metric_crs(crs, bounds) == to_pyproj(crs)
 
 
+@settings(max_examples=25, deadline=None)
+@given(x=st.floats(1.7e5, 8.2e5), y=st.floats(0.0, 9.3e6), size=st.floats(10.0, 1e4))
+def test_utm_area_is_within_the_stated_half_percent(x, y, size):
+    box = shapely.segmentize(shapely.box(x, y, x + size, y + size), size / 20)
+    assert area_in(metric_crs(32633, box.bounds), 32633, box) == pytest.approx(
+        geodesic_area(32633, box), rel=5e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("crs", "bounds"),
     [
         (3857, (1.37e6, 7.2e6, 1.38e6, 7.21e6)),
+        (3857, (36.8e5, -1.5e5, 36.9e5, -1.4e5)),
         (3857, (8.5e6, 3.1e6, 8.51e6, 3.11e6)),
         (4326, (15.0, 50.0, 15.01, 50.02)),
         (4326, (-70.0, -54.9, -69.99, -54.85)),
@@ -253,7 +272,7 @@ def test_other_systems_fall_to_an_equal_area_plane_of_the_place(crs, bounds):
     assert np.abs(centre).max() < 1e-2 * math.sqrt(geodesic_area(crs, box))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(lon=st.floats(-179.0, 175.0), lat=st.floats(-89.0, 85.0), size=st.floats(1e-4, 3.0))
 def test_fallback_area_equals_geodesic_area(lon, lat, size):
     bounds = (lon, lat, lon + size, lat + size)
@@ -262,16 +281,18 @@ def test_fallback_area_equals_geodesic_area(lon, lat, size):
     assert area_in(target, 4326, box) == pytest.approx(geodesic_area(4326, box), rel=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(x=st.floats(-2e7, 1.9e7), y=st.floats(-1.9e7, 1.8e7), size=st.floats(100.0, 4e5))
-def test_web_mercator_area_is_within_the_stated_half_percent_or_not_used(x, y, size):
+def test_web_mercator_is_never_taken_for_square_metres(x, y, size):
     bounds = (x, y, x + size, y + size)
     box = shapely.segmentize(shapely.box(*bounds), size / 50)
     target = metric_crs(3857, bounds)
-    assert area_in(target, 3857, box) == pytest.approx(geodesic_area(3857, box), rel=6e-3)
+    assert area_in(target, 3857, box) == pytest.approx(geodesic_area(3857, box), rel=1e-4)
 
 
-@pytest.mark.parametrize(("crs", "bounds"), [(4326, (-180.0, -90.0, 180.0, 90.0)), (3857, (-2e7, -2e7, 2e7, 2e7))])
+@pytest.mark.parametrize(
+    ("crs", "bounds"), [(4326, (-180.0, -90.0, 180.0, 90.0)), (3857, (-2e7, -2e7, 2e7, 2e7))]
+)
 def test_a_global_extent_takes_the_global_equal_area_grid(crs, bounds):
     assert metric_crs(crs, bounds).to_epsg() == 6933
 
@@ -302,7 +323,9 @@ def test_places_off_the_earth_have_no_square_metres(crs, bounds):
         metric_crs(crs, bounds)
 
 
-@pytest.mark.parametrize("name", ["EPSG:32633", "EPSG:4326", "EPSG:2264", "ESRI:54009", "ESRI:102003", "OGC:CRS84"])
+@pytest.mark.parametrize(
+    "name", ["EPSG:32633", "EPSG:4326", "EPSG:2264", "ESRI:54009", "ESRI:102003", "OGC:CRS84"]
+)
 def test_described_codes_parse_back(name):
     assert describe(parse_crs(name)) == name
     assert same_crs(parse_crs(describe(name)), name)

@@ -34,7 +34,7 @@ def best_matching(pred, truth, threshold):
     return max(sum(bool(close[i, j]) for i, j in enumerate(way)) for way in ways)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pred=boxes, truth=boxes, threshold=st.sampled_from([0.2, 0.5, 0.75, 1.0]))
 def test_as_many_pairs_as_any_way_finds(pred, truth, threshold):
     counts = object_counts(pred, truth, iou=threshold)

@@ -105,7 +105,8 @@ def _by_list(files: Sequence[SourceFile], names: Sequence[str]) -> list[Choice]:
             return [(name, *place) for name, place in zip(names, places, strict=True)]
     count = sum(file.count for file in files)
     raise BandError(
-        f"{len(names)} names {tuple(names)} for {count} bands", code="E-BAND-103",
+        f"{len(names)} names {tuple(names)} for {count} bands",
+        code="E-BAND-103",
         hint="give one name per band in file order, or a mapping from name to band number",
     )
 
@@ -122,7 +123,8 @@ def _place_of(files: Sequence[SourceFile], name: str, place: BandPlace) -> tuple
     if isinstance(place, int):
         if len(files) > 1:
             raise BandError(
-                f"band {name!r} is number {place} of which file? there are {len(files)}", code="E-BAND-103",
+                f"band {name!r} is number {place} of which file? there are {len(files)}",
+                code="E-BAND-103",
                 hint="give (path, number)",
             )
         file, index = files[0], place
@@ -243,6 +245,7 @@ def _refuse_repeats(chosen: Sequence[Choice]) -> None:
         if count > 1:
             places = ", ".join(f"{file.path} band {index}" for own, file, index in chosen if own == name)
             raise BandError(
-                f"{count} bands are called {name!r}: {places}", code="E-BAND-102",
+                f"{count} bands are called {name!r}: {places}",
+                code="E-BAND-102",
                 hint="open them as several scenes, or name the bands with bands=",
             )

@@ -20,7 +20,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.crs import same_crs, to_pyproj
+from satseg.crs import same_crs, to_pyproj, transformer
 from satseg.grid import SNAP_PX, Grid
 
 LATTICE_TOLERANCE_PX = 1e-4
@@ -77,8 +77,7 @@ class Mover:
         self._proj: pyproj.Transformer | None = None
         self._turn: float | None = None
         if source.crs is not None and reference.crs is not None and not same_crs(source.crs, reference.crs):
-            ends = to_pyproj(reference.crs), to_pyproj(source.crs)
-            self._proj = pyproj.Transformer.from_crs(*ends, always_xy=True)
+            self._proj = transformer(reference.crs, source.crs)
             self._turn = _full_turn(source)
 
     def move(self, rows: Positions, cols: Positions) -> Positions:
@@ -94,7 +93,6 @@ class Mover:
             west = self.source.width / 2 - self._turn / 2
             out_cols = west + (out_cols - west) % self._turn
         return np.stack([out_rows, out_cols])
-
 
     def meets(self, at: Positions) -> NDArray[np.bool_]:
         """Return whether source positions (2, ...) lie in the source by more than noise; NaN does not."""
@@ -192,16 +190,27 @@ def relate(source: Grid, reference: Grid) -> Mapping:
     """
     if not same_crs(source.crs, reference.crs):
         return Warp(source, reference)
-    between: Affine = ~source.transform @ reference.transform
+    own, ref, area = source.transform, reference.transform, source.transform.determinant
     height, width = reference.height, reference.width
-    if abs(between.b) * height > LATTICE_TOLERANCE_PX or abs(between.d) * width > LATTICE_TOLERANCE_PX:
+    row_drift = (own.a * ref.d - own.d * ref.a) / area * width  # of a row, from its first column to its last
+    col_drift = (own.e * ref.b - own.b * ref.e) / area * height
+    if max(abs(row_drift), abs(col_drift)) > LATTICE_TOLERANCE_PX:
         return Warp(source, reference)
-    rows, cols = round(between.f), round(between.c)
-    row_drift = abs(between.e - 1) * height + abs(between.f - rows)
-    col_drift = abs(between.a - 1) * width + abs(between.c - cols)
+    row_step = (own.a * ref.e - own.d * ref.b) / area
+    col_step = (own.e * ref.a - own.b * ref.d) / area
+    rows, cols = source.rowcol(xs=[ref.c], ys=[ref.f])
+    row, col = float(rows[0]), float(cols[0])
+    row_drift = abs(row_step - 1) * height + abs(row - round(row))
+    col_drift = abs(col_step - 1) * width + abs(col - round(col))
     if max(row_drift, col_drift) <= LATTICE_TOLERANCE_PX:
-        return Shift(rows, cols)
-    return Stretch(between.e, between.f, between.a, between.c)
+        return Shift(round(row), round(col))
+    return Stretch(row_step, row, col_step, col)
+
+
+def with_pixels(grid: Grid, *, rows: float, cols: float, height: int, width: int) -> Grid:
+    """Return a grid of `height` x `width` pixels, each `rows` x `cols` pixels of `grid`, from its origin."""
+    t = grid.transform
+    return Grid(height, width, Affine(t.a * cols, t.b * rows, t.c, t.d * cols, t.e * rows, t.f), grid.crs)
 
 
 def meets(source: Grid, reference: Grid) -> bool:

@@ -17,8 +17,9 @@ import numpy as np
 from rasterio.windows import Window
 
 from satseg.errors import GridError
-from satseg.grid import SNAP_PX, Grid
+from satseg.grid import SNAP_PX
 from satseg.imagery.drivers import gdal_env
+from satseg.imagery.mapping import with_pixels
 from satseg.imagery.reading import FilePlan, Pixels, plan_reads, read_native
 from satseg.imagery.sources import Dataset, SourceFile
 from satseg.raster import Raster
@@ -108,8 +109,8 @@ class SceneReader:
             data, valid = read_native(
                 self._dataset(file), file, sources, window=own.window, out_shape=(height, width)
             )
-        transform = own.transform @ own.transform.scale(own.width / width, own.height / height)
-        return Raster(data, Grid(height, width, transform, own.crs), tuple(bands), valid)  # type: ignore[arg-type]
+        grid = with_pixels(own, rows=own.height / height, cols=own.width / width, height=height, width=width)
+        return Raster(data, grid, tuple(bands), valid)  # type: ignore[arg-type]
 
     def _plan(self, names: tuple[str, ...]) -> tuple[FilePlan, ...]:
         sources = tuple(self.scene.sources[i] for i in self.scene.indexes(names))

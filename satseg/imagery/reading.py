@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from satseg.errors import InputError
 from satseg.grid import Grid, overlap, slices
-from satseg.imagery.mapping import Mapping, Shift, Stretch, Warp, relate
+from satseg.imagery.mapping import Mapping, Shift, Stretch, Warp, relate, with_pixels
 from satseg.imagery.resampling import Taps, kernel_of, make_taps, resample_scattered, resample_separable
 from satseg.imagery.sources import WIDE_DTYPES, BandSource, Dataset, SourceFile
 
@@ -189,10 +189,8 @@ def _plan(
     if blocks == [1, 1]:
         return plain
     rows, cols = blocks
-    coarse = Grid(
-        -(-file.grid.height // rows), -(-file.grid.width // cols),
-        file.grid.transform @ file.grid.transform.scale(cols, rows), file.grid.crs,
-    )  # fmt: skip
+    size = {"height": -(-file.grid.height // rows), "width": -(-file.grid.width // cols)}
+    coarse = with_pixels(file.grid, rows=rows, cols=cols, **size)
     averaging = tuple(replace(band, resampling="average") for band in bands)
     inner = FilePlan(file, averaging, places, Stretch(rows, 0.0, cols, 0.0), file.grid, dtype)
     return replace(plain, mapping=Warp(coarse, grid), grid=coarse, inner=inner)

@@ -319,6 +319,9 @@ def _finest(files: Sequence[SourceFile]) -> Grid:
 
 
 def _apart(file: SourceFile, grid: Grid) -> GridError | CRSError:
+    if file.grid == grid:
+        place = tuple(grid.transform[:6])
+        return GridError(f"transform {place} cannot tell pixels apart", code="E-GRID-104", path=file.path)
     message = (
         f"{file.path} has no ground in common with the scene's grid: bounds {file.grid.bounds} in "
         f"{describe(file.grid.crs)}, the grid's {grid.bounds} in {describe(grid.crs)}"

@@ -167,7 +167,9 @@ def inspect(dataset: Dataset, path: str, *, src_crs: CRSLike | None = None) -> S
         raise InputError("the file holds no bands", code="E-IN-107", path=path)
     if odd := sorted({dtype for dtype in dtypes if "complex" in dtype}):
         raise InputError(
-            f"pixels are {odd[0]}, which is no measurement satseg can use", code="E-IN-108", path=path,
+            f"pixels are {odd[0]}, which is no measurement satseg can use",
+            code="E-IN-108",
+            path=path,
             hint="convert to amplitude or intensity first",
         )
     grid, placed, warnings = _place(dataset, path, src_crs)
@@ -210,7 +212,8 @@ def check_places(files: Sequence[SourceFile]) -> None:
     bare = [file for file in files if file.grid.crs is None]
     if bare and len(bare) < len(files):
         raise CRSError(
-            f"{bare[0].path} has no CRS and other files of the scene have one", code="E-CRS-102",
+            f"{bare[0].path} has no CRS and other files of the scene have one",
+            code="E-CRS-102",
             hint="give src_crs (--src-crs), the CRS of the files without",
         )
     if any(not file.placed for file in bare):
@@ -219,7 +222,8 @@ def check_places(files: Sequence[SourceFile]) -> None:
             raise GridError(
                 f"{bare[0].path} ({bare[0].grid.height} x {bare[0].grid.width}) and {odd.path} "
                 f"({odd.grid.height} x {odd.grid.width}) have no georeferencing and are not of one size",
-                hint="georeference them, or give files of one size", code="E-GRID-102",
+                hint="georeference them, or give files of one size",
+                code="E-GRID-102",
             )
 
 
@@ -234,7 +238,9 @@ def _place(dataset: Dataset, path: str, src_crs: CRSLike | None) -> tuple[Grid, 
     if not placed and crs is None and (dataset.gcps[0] or dataset.rpcs):
         kind = "ground control points" if dataset.gcps[0] else "RPCs"
         raise CRSError(
-            f"its place is given by {kind} only", code="E-CRS-101", path=path,
+            f"its place is given by {kind} only",
+            code="E-CRS-101",
+            path=path,
             hint="warp it first: gdalwarp -tps in.tif out.tif (or -rpc)",
         )
     warnings = []

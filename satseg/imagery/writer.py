@@ -192,7 +192,9 @@ class RasterWriter:
         with rasterio.open(state.output.temporary, driver="GTiff") as dataset:
             if not _same_ground(dataset.crs, self.grid.crs):
                 raise OutputError(
-                    f"a GeoTIFF does not hold the CRS {describe(self.grid.crs)}", code="E-OUT-203", path=self.path
+                    f"a GeoTIFF does not hold the CRS {describe(self.grid.crs)}",
+                    code="E-OUT-203",
+                    path=self.path,
                 )
             if not state.agrees_with(dataset):
                 raise OutputError(

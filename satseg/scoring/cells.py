@@ -94,14 +94,16 @@ def sound(geometries: ArrayLike) -> Geometries:
     """Return one geometry, or a sequence of them, as an array of valid polygons and multipolygons."""
     flat: Geometries = np.atleast_1d(np.asarray(geometries, dtype=object)).ravel()
     mended = repair(flat)[0]
-    return mended[~shapely.is_missing(mended)]
+    present: Geometries = mended[~shapely.is_missing(mended)]
+    return present
 
 
 def polygonal(geometries: Geometries) -> Geometries:
     """Return the polygons among `geometries` and inside their collections; the rest has no area."""
     kinds = shapely.get_type_id(geometries)
     if np.isin(kinds, (POLYGON, MULTIPOLYGON)).all():
-        return geometries[~shapely.is_empty(geometries)]
+        solid: Geometries = geometries[~shapely.is_empty(geometries)]
+        return solid
     parts = shapely.get_parts(shapely.get_parts(geometries))  # collections hold multipolygons
     found: Geometries = parts[(shapely.get_type_id(parts) == POLYGON) & ~shapely.is_empty(parts)]
     return found
@@ -121,7 +123,7 @@ def _root(
 
 
 def _halves(cell: Cell) -> tuple[Cell, Cell] | None:
-    """Both sides of the cell's middle vertex along x or y; None where neither cut makes it smaller."""
+    """Cut the cell at its middle vertex along x or y; None where neither cut makes it smaller."""
     left, bottom, right, top = cell.box
     for axis in (0, 1) if right - left >= top - bottom else (1, 0):
         cut = _middle(np.concatenate([shapely.get_coordinates(layer)[:, axis] for layer in cell.layers]))
@@ -137,7 +139,7 @@ def _halves(cell: Cell) -> tuple[Cell, Cell] | None:
 
 
 def _middle(values: NDArray[np.float64]) -> float | None:
-    """A place halfway between the median and the next value, so that no vertex lies on the cut."""
+    """Return a place halfway between the median and the next value, so that no vertex is on the cut."""
     median = np.partition(values, values.size // 2)[values.size // 2]
     above, under = values[values > median], values[values < median]
     if above.size:
@@ -164,7 +166,7 @@ def _cut(polygons: Geometries, axis: int, *, below: Bounds, above: Bounds) -> tu
     if doubtful.any():
         low[doubtful] = shapely.intersection(crossing[doubtful], shapely.box(*below))
         high[doubtful] = shapely.intersection(crossing[doubtful], shapely.box(*above))
-    return np.concatenate([polygons[under], polygonal(low)]), np.concatenate([polygons[over], polygonal(high)])
+    return np.append(polygons[under], polygonal(low)), np.append(polygons[over], polygonal(high))
 
 
 def _areas(cell: Cell) -> NDArray[np.float64]:

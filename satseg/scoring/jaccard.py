@@ -44,7 +44,7 @@ class AreaCounts:
 
     @property
     def jaccard(self) -> float | None:
-        """tp / (tp + fp + fn), 0..1; None when there is nothing on either side."""
+        """Jaccard index tp / (tp + fp + fn), 0..1; None when there is nothing on either side."""
         return self.tp / self.union if self.union > 0 else None
 
 
@@ -112,9 +112,9 @@ def _plane_counts(
         found, real = _truthy(pred[rows]), _truthy(truth[rows])
         if valid is not None:
             found, real = found & valid[rows], real & valid[rows]
-        predicted += np.count_nonzero(found)
-        actual += np.count_nonzero(real)
-        both += np.count_nonzero(found & real)
+        predicted += int(np.count_nonzero(found))
+        actual += int(np.count_nonzero(real))
+        both += int(np.count_nonzero(found & real))
     return both, predicted, actual
 
 

@@ -7,10 +7,10 @@ nothing after this module asks where polygons came from. Masks are outlined exac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import geopandas
 import numpy as np
@@ -23,6 +23,7 @@ from rasterio.windows import Window
 from satseg.crs import CRSLike, describe, same_crs, to_pyproj
 from satseg.errors import CRSError, LabelError
 from satseg.grid import Grid
+from satseg.imagery.labels import CLASS_FIELD, SINGLE_CLASS, class_labels
 from satseg.imagery.writer import open_mask
 from satseg.raster import Raster
 from satseg.scoring.cells import Geometries
@@ -33,8 +34,8 @@ from satseg.vector.trace import OutlineTracer
 
 LayerLike: TypeAlias = "geopandas.GeoDataFrame | Raster | str | os.PathLike[str]"
 
-UNNAMED = "feature"
-"""The one class of a layer whose features carry no class."""
+UNNAMED = SINGLE_CLASS
+"""The one class of a layer whose features carry none."""
 RASTER_SUFFIXES = (".tif", ".tiff")
 STRIP_PX = 2**24
 """Pixels of a mask whose validity is read at a time."""
@@ -74,28 +75,29 @@ class Layer:
     warnings: tuple[str, ...] = ()
 
     def of(self, name: str) -> Geometries:
-        """The polygons of class `name`."""
+        """Return the polygons of class `name`."""
         found: Geometries = self.polygons[self.names == name]
         return found
 
     def renamed(self, old: str, new: str) -> Layer:
-        """This layer with class `old` called `new`."""
+        """Return this layer with class `old` called `new`."""
         names = np.where(self.names == old, new, self.names)
-        return replace(self, names=names, classes=tuple(new if name == old else name for name in self.classes))
+        classes = tuple(new if name == old else name for name in self.classes)
+        return replace(self, names=names, classes=classes)
 
     def only(self, classes: Sequence[str]) -> Layer:
-        """The features whose class is among `classes`."""
+        """Return the features whose class is among `classes`."""
         keep = np.isin(self.names, list(classes))
         return replace(self, polygons=self.polygons[keep], names=self.names[keep])
 
     def in_crs(self, crs: pyproj.CRS | None) -> Layer:
-        """This layer with coordinates in `crs`."""
+        """Return this layer with coordinates in `crs`."""
         polygons = move(self.polygons, self.crs, crs)
         unknown = None if self.unknown is None else move(self.unknown, self.crs, crs)
         return replace(self, polygons=polygons, unknown=unknown, crs=crs)
 
     def frame(self) -> geopandas.GeoDataFrame:
-        """The features as a GeoDataFrame with class_name and geometry."""
+        """Return the features as a GeoDataFrame with class_name and geometry."""
         return geopandas.GeoDataFrame(
             {"class_name": pd.Series(self.names, dtype=object)}, geometry=self.polygons, crs=self.crs
         )
@@ -137,6 +139,13 @@ def trace(planes: Iterable[NDArray[np.bool_]], grid: Grid) -> Geometries:
     return outlines
 
 
+def strip_windows(grid: Grid, *, rows: int, block_rows: int = 1) -> Iterator[Window]:
+    """Yield windows of about `rows` rows that cover `grid` from the top, whole blocks each."""
+    step = max(1, rows // block_rows) * block_rows
+    for top in range(0, grid.height, step):
+        yield Window(0, top, grid.width, min(step, grid.height - top))
+
+
 def _raster_layer(mask: Raster) -> Layer:
     unknown = trace([~mask.valid], mask.grid)
     return _outlined(polygonize(mask), mask.names, grid=mask.grid, unknown=unknown)
@@ -145,13 +154,14 @@ def _raster_layer(mask: Raster) -> Layer:
 def _mask_file_layer(path: str | os.PathLike[str]) -> Layer:
     with open_mask(path) as mask:
         grid, names = mask.grid, mask.names
-        rows = max(1, STRIP_PX // grid.width // mask.block_rows) * mask.block_rows
-        strips = (Window(0, top, grid.width, min(rows, grid.height - top)) for top in range(0, grid.height, rows))
+        strips = strip_windows(grid, rows=STRIP_PX // grid.width, block_rows=mask.block_rows)
         unknown = trace((~mask.read(strip).valid for strip in strips), grid)
     return _outlined(polygonize_file(path), names, grid=grid, unknown=unknown)
 
 
-def _outlined(features: geopandas.GeoDataFrame, classes: tuple[str, ...], *, grid: Grid, unknown: Geometries) -> Layer:
+def _outlined(
+    features: geopandas.GeoDataFrame, classes: tuple[str, ...], *, grid: Grid, unknown: Geometries
+) -> Layer:
     if len(classes) == 1 and classes[0] == "band_1":  # a band without a description
         features, classes = features.assign(class_name=UNNAMED), (UNNAMED,)
     names = features["class_name"].to_numpy(dtype=object)
@@ -180,7 +190,7 @@ def move(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -
     if not np.isfinite(shapely.get_coordinates(moved)).all():
         raise CRSError(
             f"coordinates within {left:g} {bottom:g} {right:g} {top:g} in {describe(source)} do not exist in "
-            f"{describe(target)}", hint="check the CRS of the layers and the order of x and y", code="E-CRS-011",
+            f"{describe(target)}", hint="check the CRS and the order of x and y", code="E-CRS-011",
         )  # fmt: skip
     mended = repair(moved)[0]
     mended[shapely.is_missing(mended)] = shapely.Polygon()  # a speck that rounding closed; rows stay in step
@@ -190,7 +200,8 @@ def move(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -
 def _vector_layer(features: geopandas.GeoDataFrame, field: str | None, role: str) -> Layer:
     classes = _class_names(features, field, role)
     geometries: Geometries = features.geometry.to_numpy()
-    named, there = classes.notna().to_numpy(), ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    named = classes != None  # noqa: E711  # an array of names, with None for gaps
+    there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
     polygons, repaired = repair(geometries[named & there])
     solid = ~shapely.is_missing(polygons)
     if len(polygons) and not solid.any():
@@ -200,30 +211,24 @@ def _vector_layer(features: geopandas.GeoDataFrame, field: str | None, role: str
             hint="points and lines have no area to score; buffer them first", code="E-LAB-031",
         )  # fmt: skip
     lost = {"class": np.count_nonzero(~named), "area": np.count_nonzero(~solid)}
-    names = np.array([_class_text(value) for value in classes[named & there][solid]], dtype=object)
+    names = classes[named & there][solid]
     return Layer(
         polygons[solid],
         names,
         tuple(sorted(set(names.tolist()))),
         None if features.crs is None else pyproj.CRS(features.crs),
         repaired=repaired,
-        warnings=tuple(f"{n} features of the {role} have no {what} and were left out" for what, n in lost.items() if n),
+        warnings=tuple(f"{n} features of the {role} have no {what}" for what, n in lost.items() if n),
     )
 
 
-def _class_names(features: geopandas.GeoDataFrame, field: str | None, role: str) -> pd.Series[Any]:
-    for name in (field, "class_name"):
+def _class_names(features: geopandas.GeoDataFrame, field: str | None, role: str) -> NDArray[np.object_]:
+    for name in (field, CLASS_FIELD):
         if name is not None and name in features.columns:
-            return features[name]
+            return class_labels(features[name])
     if field is not None and len(features):
         columns = [name for name in features.columns if name != features.geometry.name]
         raise LabelError(
             f"{role} has no field {field!r}, only {columns}", hint="give one of these", code="E-LAB-030"
         )
-    return pd.Series(UNNAMED, index=features.index, dtype=object)
-
-
-def _class_text(value: object) -> str:
-    """A class value as its name: 3 and 3.0 are one class."""
-    whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value)) if whole else str(value)  # type: ignore[call-overload]
+    return np.full(len(features), UNNAMED, dtype=object)

@@ -97,8 +97,10 @@ def match_objects(pred: Geometries, truth: Geometries, *, iou: float = IOU) -> N
     return _largest_matching(pairs[order])
 
 
-def _close_pairs(pred: Geometries, truth: Geometries, iou: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Pairs (n, 2) whose IoU reaches `iou`, and their IoU.
+def _close_pairs(
+    pred: Geometries, truth: Geometries, iou: float
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return pairs (n, 2) whose IoU reaches `iou`, and their IoU.
 
     IoU >= t means an intersection of at least t / (1 + t) of the summed areas. Neither polygon's
     area nor the overlap of their boxes may be less, which drops almost all pairs before the
@@ -118,7 +120,7 @@ def _close_pairs(pred: Geometries, truth: Geometries, iou: float) -> tuple[NDArr
 
 
 def _largest_matching(pairs: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The largest set of `pairs` (n, 2) in which no position repeats, by augmenting paths.
+    """Return the largest set of `pairs` (n, 2) in which no position repeats, by augmenting paths.
 
     Source: H. W. Kuhn, "The Hungarian method for the assignment problem", 1955.
     """
@@ -132,7 +134,9 @@ def _largest_matching(pairs: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.array(sorted(held.items()), dtype=np.intp).reshape(-1, 2)
 
 
-def _augment(start: int, wanted: dict[int, list[int]], *, held: dict[int, int], owner: dict[int, int]) -> None:
+def _augment(
+    start: int, wanted: dict[int, list[int]], *, held: dict[int, int], owner: dict[int, int]
+) -> None:
     """Find `start` a partner, moving owners along the shortest chain; changes `held` and `owner`."""
     asked_by: dict[int, int] = {}
     queue = deque([start])
@@ -149,7 +153,9 @@ def _augment(start: int, wanted: dict[int, list[int]], *, held: dict[int, int], 
             return
 
 
-def _move_along(truth: int, asked_by: dict[int, int], *, held: dict[int, int], owner: dict[int, int]) -> None:
+def _move_along(
+    truth: int, asked_by: dict[int, int], *, held: dict[int, int], owner: dict[int, int]
+) -> None:
     """Give `truth` to who asked for it, what that one held to who asked for that, and so on."""
     free: int | None = truth
     while free is not None:
@@ -162,7 +168,7 @@ def _move_along(truth: int, asked_by: dict[int, int], *, held: dict[int, int], o
 def _is_counted(
     features: Geometries, aoi: Geometries | None, ignore: Geometries | None
 ) -> NDArray[np.bool_]:
-    """Where a feature's representative point lies in `aoi` and in no `ignore`."""
+    """Return where a feature's representative point lies in `aoi` and in no `ignore`."""
     counted = np.ones(len(features), bool)
     points = shapely.STRtree(shapely.point_on_surface(features))
     if aoi is not None:

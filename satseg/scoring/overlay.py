@@ -14,14 +14,15 @@ from typing import TypeAlias
 
 import geopandas
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from satseg.grid import Grid
 from satseg.imagery.labels import rasterize
 from satseg.imagery.scene import Scene
 from satseg.preview import encode_png, rgb_preview
 from satseg.raster import Raster
+from satseg.vector.styles import class_colors
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -31,9 +32,8 @@ FILL_ALPHA = 110
 BACKGROUND = (232, 232, 228)
 """Where there is no image, or it is not valid."""
 HIT, FALSE_ALARM, MISS, WRONG_CLASS = "#009e73", "#d55e00", "#0072b2", "#cc79a7"
+"""Okabe and Ito, "Color Universal Design", 2008."""
 ERROR_COLORS = {"hit": HIT, "false alarm": FALSE_ALARM, "miss": MISS, "wrong class": WRONG_CLASS}
-CLASS_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000")
-"""Okabe and Ito, "Color Universal Design", 2008; classes beyond the eighth start again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +82,7 @@ class Drawing:
         )
 
     def _background(self) -> tuple[Pixels | None, Grid]:
-        """The image as RGBA, at most `MAX_SIDE_PX` a side, and the grid that it lies on."""
+        """Return the image as RGBA, at most `MAX_SIDE_PX` a side, and the grid that it lies on."""
         factor = max(1.0, max(self.grid.shape) / MAX_SIDE_PX)
         if self.image is None:
             return None, self.grid.zoom(factor)
@@ -93,8 +93,8 @@ class Drawing:
             raster, step = scene.read(), 1
         data, valid = raster.data[:, ::step, ::step], raster.valid[::step, ::step]
         picture = rgb_preview(data, valid, raster.names, max_side=max(valid.shape))
-        transform = raster.grid.transform @ Affine.scale(step)
-        return picture, Grid(*valid.shape, transform=transform, crs=raster.grid.crs)
+        height, width = valid.shape
+        return picture, raster.grid.crop(Window(0, 0, width * step, height * step)).zoom(step)
 
 
 def overlay_png(
@@ -124,19 +124,14 @@ def overlay_png(
     return encode_png(blend(panels.errors, panels.image))
 
 
-def class_colors(classes: Sequence[str]) -> dict[str, str]:
-    """Return a colour "#rrggbb" for each class, in order."""
-    return {name: CLASS_COLORS[i % len(CLASS_COLORS)] for i, name in enumerate(classes)}
-
-
 def error_masks(truth: NDArray[np.bool_], pred: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
     """Return (H, W) masks by colour from (K, H, W) ones: hits below, then what is wrong.
 
     A pixel that is a miss of one class and a false alarm of another has the wrong class.
     """
-    missed, invented = (truth & ~pred).any(0), (pred & ~truth).any(0)
+    hit, missed, invented = (np.any(part, axis=0) for part in (truth & pred, truth & ~pred, pred & ~truth))
     return {
-        HIT: (truth & pred).any(0) & ~missed & ~invented,
+        HIT: hit & ~missed & ~invented,
         MISS: missed & ~invented,
         FALSE_ALARM: invented & ~missed,
         WRONG_CLASS: missed & invented,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from satseg.preview import encode_png
 from satseg.scoring.jaccard import AreaCounts
-from satseg.scoring.overlay import ERROR_COLORS, FALSE_ALARM, HIT, MISS, Drawing, Pixels, class_colors
+from satseg.scoring.overlay import ERROR_COLORS, FALSE_ALARM, HIT, MISS, Drawing, Pixels
+from satseg.vector.styles import class_colors
 
 if TYPE_CHECKING:
     from satseg.scoring.report import Report, SceneScore
@@ -24,6 +25,9 @@ MAX_PICTURES = 12
 """Scenes drawn, the ones with the lowest Jaccard first; each adds one to four megabytes."""
 MAX_NAME = 120
 """Characters of a name that are shown; files may carry any."""
+
+NONE = "\N{EN DASH}"
+"""What stands for a figure that does not exist."""
 
 STYLE = """
 .satseg { --ink: #1b1f23; --soft: #5f6b76; --line: #d8dde2; --paper: #ffffff; --band: #f6f7f8;
@@ -52,14 +56,17 @@ STYLE = """
 .satseg .ground img { display: block; width: 100%; height: auto; }
 .satseg .ground.coarse, .satseg .ground.coarse img { image-rendering: pixelated; }
 .satseg .key { display: inline-flex; flex-wrap: wrap; gap: .2rem .9rem; }
-.satseg .key i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .35rem; }
+.satseg .key i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px;
+  margin-right: .35rem; }
 @media print { .satseg { print-color-adjust: exact; } }
 """
 
 PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Jaccard $score</title><style>body { margin: 0; } @media (prefers-color-scheme: dark) {
 body { background: #16191c; } } $style</style></head>
 <body><main class="satseg page">
@@ -141,7 +148,7 @@ def _scene_figure(number: int, scene: SceneScore) -> str:
     panels = drawing.panels()
     height, width = panels.errors.shape[1:]
     ground = f"ground g{number}" + (" coarse" if max(height, width) < 400 else "")
-    style = "" if panels.image is None else f"<style>.g{number}{{background-image:url({_data_uri(panels.image)})}}</style>"
+    image = "" if panels.image is None else f"background-image:url({_data_uri(panels.image)})"
     errors = list(ERROR_COLORS.items())[: 4 if len(drawing.classes) > 1 else 3]
     figures = (
         ("Truth", panels.truth, class_colors(drawing.classes).items()),
@@ -149,6 +156,7 @@ def _scene_figure(number: int, scene: SceneScore) -> str:
         ("Hits and misses", panels.errors, errors),
     )
     title = f"<h2>{_text(scene.name)} <small>{_ratio(scene.mean_jaccard)}</small></h2>"
+    style = f"<style>.g{number}{{{image}}}</style>"
     return f'{style}{title}<div class="panels">{"".join(_panel(ground, *figure) for figure in figures)}</div>'
 
 
@@ -169,4 +177,4 @@ def _text(value: str, *, limit: int = MAX_NAME) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return NONE if value is None else f"{value:.3f}"

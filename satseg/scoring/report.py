@@ -20,13 +20,15 @@ from satseg.output import write_text
 from satseg.scoring.jaccard import AreaCounts
 from satseg.scoring.objects import ObjectCounts
 from satseg.scoring.overlay import Drawing
-from satseg.scoring.page import report_fragment, report_page
+from satseg.scoring.page import NONE, report_fragment, report_page
 
 EmptyRule: TypeAlias = Literal["absent", "zero", "one"]
 EMPTY_VALUES: dict[str, float | None] = {"absent": None, "zero": 0.0, "one": 1.0}
 """What a class absent from both sides is worth; the DSTL contest counted it as zero."""
 
-COLUMNS = ("Jaccard", "pixel J", "F1 at 0.5", "precision", "recall", "TP {}", "FP {}", "FN {}", "true", "predicted")
+COLUMNS = (
+    "Jaccard", "pixel J", "F1 at 0.5", "precision", "recall", "TP {}", "FP {}", "FN {}", "true", "predicted",
+)  # fmt: skip
 """Heads of a table row; {} is the unit of area."""
 
 
@@ -108,7 +110,7 @@ class ClassScore:
         return None if self.objects is None else self.objects.recall
 
     def to_dict(self) -> dict[str, Any]:
-        """The class's entry in the JSON."""
+        """Return the class's entry in the JSON."""
         return {
             "jaccard": self.jaccard,
             "tp_m2": self.tp_m2,
@@ -123,7 +125,7 @@ class ClassScore:
         }
 
     def figures(self) -> tuple[float | int | None, ...]:
-        """The values under `COLUMNS`."""
+        """Return the values under `COLUMNS`."""
         ratios = (self.jaccard, self.pixel_jaccard, self.f1, self.precision, self.recall)
         return (*ratios, self.tp_m2, self.fp_m2, self.fn_m2, self.truth_features, self.predicted_features)
 
@@ -152,7 +154,7 @@ class SceneScore:
         return reduce(add, self.classes.values()) if self.classes else ClassScore()
 
     def to_dict(self) -> dict[str, Any]:
-        """The scene's entry in the JSON."""
+        """Return the scene's entry in the JSON."""
         return {
             "mean_jaccard": self.mean_jaccard,
             "mean_pixel_jaccard": self.mean_pixel_jaccard,
@@ -200,7 +202,7 @@ class Report:
         return mean(score.pixel_jaccard for score in self.classes.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole report as plain values; no NaN, absent figures are None."""
+        """Return the whole report as plain values; no NaN, absent figures are None."""
         return {
             "mean_jaccard": self.mean_jaccard,
             "mean_pixel_jaccard": self.mean_pixel_jaccard,
@@ -251,11 +253,11 @@ class Report:
     def table(self, by: str = "class") -> str:
         """Return the scores as a plain-text table, ``by="class"`` or ``by="scene"``."""
         rows = self.rows(by)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
-        ]
+        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = []
+        for name, *cells in rows:
+            aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            lines.append("  ".join([name.ljust(first), *aligned]))
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
     def to_html(self, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False) -> str:
@@ -283,6 +285,6 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def _figure_texts(figures: tuple[float | int | None, ...]) -> list[str]:
     """Texts of the values under `COLUMNS`: five ratios, three areas, two counts."""
-    ratios = ["–" if value is None else f"{value:.3f}" for value in figures[:5]]
+    ratios = [NONE if value is None else f"{value:.3f}" for value in figures[:5]]
     areas = [f"{value:,.0f}" if value and value >= 1000 else f"{value:.4g}" for value in figures[5:8]]
     return [*ratios, *areas, *(f"{value:,}" for value in figures[8:])]

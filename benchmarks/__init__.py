@@ -1,0 +1,1 @@
+"""Ratios against named rivals; see README.md in this folder."""
