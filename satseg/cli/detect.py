@@ -40,6 +40,7 @@ DEFAULT_SUFFIX = ".gpkg"
 @click.option("--simplify", type=float, default=0.0, metavar="M", help="Tolerance in metres; shared edges stay shared.")
 @click.option("--tta", type=click.Choice(["none", "d4"]), default="none", show_default=True)
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
+@click.option("--resume", is_flag=True, help="Keep outputs that are there (they are complete) and make the missing ones.")
 @overwrite_option
 @click.pass_context
 def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
@@ -53,10 +54,12 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
         raise click.UsageError("give SCENE..., or one scene with --scene-files")
     options["bounds"] = options["bounds"] or None
     opening = {"sensor": options.pop("sensor"), "src_crs": options.pop("src_crs")}
-    device = options.pop("device")
+    device, resume = options.pop("device"), options.pop("resume")
     from satseg.learning.bundle import load_model
 
     jobs = _jobs(scenes, files, output, options)
+    if resume:
+        jobs = [(scene, target) for scene, target in jobs if not target.exists()]
     loaded = load_model(model, device=device)
     failed = []
     for scene, target in jobs:

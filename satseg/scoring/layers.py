@@ -200,7 +200,7 @@ def move(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -
 def _vector_layer(features: geopandas.GeoDataFrame, field: str | None, role: str) -> Layer:
     classes = _class_names(features, field, role)
     geometries: Geometries = features.geometry.to_numpy()
-    named = classes != None  # noqa: E711  # an array of names, with None for gaps
+    named = ~pd.isna(classes)
     there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
     polygons, repaired = repair(geometries[named & there])
     solid = ~shapely.is_missing(polygons)

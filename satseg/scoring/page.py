@@ -156,7 +156,7 @@ def _scene_figure(number: int, scene: SceneScore) -> str:
         ("Hits and misses", panels.errors, errors),
     )
     title = f"<h2>{_text(scene.name)} <small>{_ratio(scene.mean_jaccard)}</small></h2>"
-    style = f"<style>.g{number}{{{image}}}</style>"
+    style = f"<style>.satseg .g{number}{{{image}}}</style>"
     return f'{style}{title}<div class="panels">{"".join(_panel(ground, *figure) for figure in figures)}</div>'
 
 

@@ -8,7 +8,6 @@ written (`satseg.vector.formats`); what is written is read back before it appear
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,23 +23,352 @@ import pyogrio
 import shapely
 from numpy.typing import ArrayLike, NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
-from pyproj.exceptions import ProjError
 
-from satseg.crs import CRSLike, describe, parse_crs, same_crs, to_pyproj
-from satseg.errors import CRSError, InputError, LabelError, OutputError, UsageError
+from satseg.crs import CRSLike, describe, same_crs, to_pyproj
+from satseg.documents import suggest
+from satseg.errors import CRSError, InputError, LabelError, OutputError
 from satseg.imagery.labels import CLASS_FIELD, SINGLE_CLASS, class_labels
-from satseg.output import AtomicOutput
-from satseg.specs import suggest
-from satseg.vector.finish import repair
-from satseg.vector.formats import (
-    SHAPEFILE_BYTES,
-    SHAPEFILE_TEXT,
-    PathLike,
-    VectorFormat,
-    check_target,
-    shapefile_columns,
-    source_driver,
-)
+from satseg.output import AtomicOutput, os_errors_as_output_errors
+from satseg.vector.finish import Geometries, repair
+from satseg.vector.formats import PathLike, VectorFormat, check_target, source_driver
+from satseg.vector.shapefile import as_shapefile
 from satseg.vector.styles import add_style, class_colors
+from satseg.vector.wkt_csv import read_csv, write_csv
 
 __all__ = ["read_features", "write_features", "check_target", "as_features", "empty_features"]
+
+EDGE_M = 500.0
+"""Longer edges are divided before a change of CRS: a straight line of 500 m in UTM lies within
+a centimetre of the straight line between its ends in longitude and latitude (500^2 / 8 / 6.4e6 m)."""
+_FAILURES = (DataSourceError, DataLayerError, pyarrow.ArrowException, ValueError, OSError)
+_QUIET = threading.Lock()
+log = logging.getLogger(__name__)
+
+
+def as_features(
+    geometries: Geometries,
+    *,
+    class_ids: ArrayLike,
+    class_names: ArrayLike,
+    scores: ArrayLike,
+    areas_m2: ArrayLike,
+    crs: CRSLike | None,
+) -> geopandas.GeoDataFrame:
+    """Return a layer of features with the columns that satseg writes.
+
+    Parameters
+    ----------
+    geometries : ndarray of Polygon, (P,)
+    class_ids, class_names, scores, areas_m2 : array-like, (P,)
+        Whole numbers, texts, 0..1 or NaN, square metres.
+    crs : CRS or None
+    """
+    columns = {
+        "class_id": np.asarray(class_ids, dtype=np.int64),
+        "class_name": pandas.Series(np.asarray(class_names, dtype=object), dtype="str"),
+        "score": np.asarray(scores, dtype=np.float64),
+        "area_m2": np.asarray(areas_m2, dtype=np.float64),
+    }
+    place = None if crs is None else to_pyproj(crs)
+    return geopandas.GeoDataFrame(columns, geometry=geometries, crs=place)
+
+
+def empty_features(crs: CRSLike | None = None) -> geopandas.GeoDataFrame:
+    """Return a layer without features, with all columns."""
+    nothing: Geometries = np.empty(0, object)
+    return as_features(nothing, class_ids=[], class_names=[], scores=[], areas_m2=[], crs=crs)
+
+
+def read_features(
+    path: PathLike,
+    *,
+    field: str | None = None,
+    classes: Sequence[str] | None = None,
+    layer: str | None = None,
+) -> geopandas.GeoDataFrame:
+    """Read polygons and their classes from a vector file.
+
+    Parameters
+    ----------
+    path : path-like
+        Shapefile, GeoPackage, GeoJSON, FlatGeobuf, GeoParquet, KML, file geodatabase or CSV with a
+        column of WKT; told by content, not by suffix.
+    field : str, optional
+        Attribute that holds the class; numbers become their digits. When left out, ``class_name``
+        where there is one, else every feature is of one class: `classes` if that is a single one,
+        else ``feature``.
+    classes : sequence of str, optional
+        Keep these only.
+    layer : str, optional
+        Of a file with several.
+
+    Returns
+    -------
+    GeoDataFrame in the CRS of the file
+        All attributes, with class_id (from 1 in the order of `classes`, or of the sorted names) and
+        class_name; valid polygons and multipolygons. ``attrs["repaired"]`` counts those that were
+        not valid, ``attrs["dropped"]`` the rows without class, without area, or of other classes.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or of no format that is read.
+    LabelError
+        The attribute is missing (E-LAB-211), no feature is a polygon (E-LAB-212), or none is of the
+        classes asked for (E-LAB-213).
+    """
+    table = _read(path, source_driver(path), layer)
+    if not len(table):
+        found = empty_features(table.crs)
+        found.attrs.update(repaired=0, dropped=0)
+        return found
+    names = _classes_of(table, field, classes, path)
+    polygons, repaired = repair(shapely.force_2d(table.geometry.to_numpy()))
+    if shapely.is_missing(polygons).all():
+        raise LabelError(
+            f"none of {len(table)} features is a polygon",
+            hint="widen lines and points first, such as with geopandas' buffer",
+            code="E-LAB-212",
+            path=path,
+        )
+    wanted = {name for name in names if name is not None} if classes is None else set(classes)
+    kept = np.array([name in wanted for name in names]) & ~shapely.is_missing(polygons)
+    if not kept.any():
+        there = sorted({str(name) for name in names})
+        raise LabelError(
+            f"no polygon is of the classes {sorted(wanted)}; the file has {there}",
+            hint="check --field and --classes",
+            code="E-LAB-213",
+            path=path,
+        )
+    table = table.set_geometry(geopandas.GeoSeries(polygons, index=table.index, crs=table.crs))
+    table = _with_classes(table, names, classes, own=field in (None, CLASS_FIELD))[kept]
+    table.attrs.update(repaired=repaired, dropped=int(np.count_nonzero(~kept)))
+    _report(table, path)
+    return table.reset_index(drop=True)
+
+
+def _report(table: geopandas.GeoDataFrame, path: PathLike) -> None:
+    for what in ("repaired", "dropped"):
+        if table.attrs[what]:
+            log.warning("%s: %d features %s", path, table.attrs[what], what)
+
+
+def _read(path: PathLike, driver: str, layer: str | None) -> geopandas.GeoDataFrame:
+    place = Path(path).absolute()
+    try:
+        if driver == "CSV":
+            return read_csv(place)
+        if driver == "Parquet":
+            return geopandas.read_parquet(place)
+        # The prefix keeps every other driver that takes JSON from opening it.
+        source = f"{driver}:{place}" if driver.startswith("GeoJSON") else str(place)
+        layer = _only_layer(source, path) if layer is None else layer
+        found = pyogrio.read_info(source, layer=layer)["driver"]
+        if found != driver:
+            raise InputError(f"it is a {found} file, which is not read", code="E-IN-215", path=path)
+        table = pyogrio.read_dataframe(source, layer=layer, use_arrow=True)
+    except InputError:
+        raise
+    except _FAILURES as error:
+        raise InputError(
+            f"it cannot be read: {error}", hint="the file is damaged or cut short", code="E-IN-216", path=path
+        ) from error
+    if not isinstance(table, geopandas.GeoDataFrame):
+        raise InputError(f"layer {layer!r} has no geometries", code="E-IN-217", path=path)
+    return table
+
+
+def _only_layer(source: str, path: PathLike) -> str:
+    layers = [str(name) for name, kind in pyogrio.list_layers(source) if kind is not None]
+    if len(layers) != 1:
+        raise InputError(
+            f"it has {len(layers)} layers with geometries: {', '.join(layers) or 'none'}",
+            hint="name one with layer=",
+            code="E-IN-217",
+            path=path,
+        )
+    return layers[0]
+
+
+def _classes_of(
+    table: geopandas.GeoDataFrame, field: str | None, classes: Sequence[str] | None, path: PathLike
+) -> NDArray[np.object_]:
+    """Return the class name of each row, None where it has none."""
+    columns = [str(name) for name in table.columns if name != table.geometry.name]
+    if field is None and CLASS_FIELD not in columns:
+        if classes is not None and len(classes) > 1:
+            raise LabelError(
+                f"no attribute says which of {list(classes)} a feature is; there are {columns}",
+                hint="name one with --field",
+                code="E-LAB-211",
+                path=path,
+            )
+        return np.full(len(table), classes[0] if classes else SINGLE_CLASS, dtype=object)
+    field = field or CLASS_FIELD
+    if field not in columns:
+        raise LabelError(f"no attribute {field!r}{suggest(field, columns)}", code="E-LAB-211", path=path)
+    return class_labels(table[field])
+
+
+def _with_classes(
+    table: geopandas.GeoDataFrame,
+    names: NDArray[np.object_],
+    classes: Sequence[str] | None,
+    *,
+    own: bool,
+) -> geopandas.GeoDataFrame:
+    """Return `table` with class_id and class_name first; a file of our own keeps its numbers."""
+    order = sorted({name for name in names if name is not None}) if classes is None else list(classes)
+    numbers = {name: number for number, name in enumerate(order, start=1)}
+    ids: Any = [numbers.get(name, 0) for name in names]
+    numbered = "class_id" in table and pandas.api.types.is_integer_dtype(table["class_id"])
+    if own and classes is None and numbered:
+        ids = table["class_id"].to_numpy()
+    rest = [name for name in table.columns if name not in ("class_id", CLASS_FIELD)]
+    out = table[rest] if table.geometry.name == "geometry" else table[rest].rename_geometry("geometry")
+    out.insert(0, "class_id", np.asarray(ids, dtype=np.int64))
+    out.insert(1, CLASS_FIELD, pandas.Series(names, index=out.index, dtype="str"))
+    return out
+
+
+def write_features(
+    features: geopandas.GeoDataFrame,
+    path: PathLike,
+    *,
+    overwrite: bool = False,
+    crs: CRSLike | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> None:
+    """Write features; the suffix of `path` picks the format.
+
+    Parameters
+    ----------
+    features : GeoDataFrame
+        Any columns; a shapefile gets names of ten characters, which is logged.
+    path : path-like
+        ``.shp .gpkg .geojson .json .fgb .parquet .geoparquet .csv``. GeoJSON follows RFC 7946:
+        longitude and latitude, split at the antimeridian. CSV holds WKT, and the CRS in a .prj.
+    overwrite : bool
+        Whether existing files may be replaced.
+    crs : optional
+        To write in; the features' own when left out.
+    colors : mapping of class name to "#rrggbb", optional
+        For the style inside a GeoPackage.
+
+    Raises
+    ------
+    UsageError
+        The suffix is unknown.
+    CRSError
+        GeoJSON, or `crs`, of features without a CRS.
+    OutputError
+        The file cannot be written, or the format cannot hold the features.
+    """
+    form = check_target(path, crs=features.crs, overwrite=overwrite)
+    table = _prepared(features, form, crs)
+    with AtomicOutput(path, overwrite=overwrite) as out:
+        with _as_output_error(path):
+            _write(table, form, out.temporary)
+            if form.driver == "GPKG" and CLASS_FIELD in table:
+                names = sorted({str(name) for name in table[CLASS_FIELD].dropna()})
+                add_style(out.temporary, class_colors(names, colors))
+        _verify(table, form, out.temporary, path)
+
+
+def _prepared(
+    features: geopandas.GeoDataFrame, form: VectorFormat, crs: CRSLike | None
+) -> geopandas.GeoDataFrame:
+    table = features.rename(columns={name: str(name) for name in features.columns})
+    if crs is not None and not same_crs(features.crs, crs):
+        if features.crs is None:
+            raise CRSError("features without a CRS cannot be moved to another", hint="set theirs first")
+        table = _divided(table).to_crs(to_pyproj(crs))
+    elif form.driver == "GeoJSON":
+        table = _divided(table)  # GDAL moves it to longitude and latitude
+    if form.driver == "ESRI Shapefile":
+        table = as_shapefile(table)
+    if form.driver == "GPKG":
+        table = table.rename(columns={name: f"{name}_1" for name in table.columns if name.lower() == "fid"})
+    return table
+
+
+def _divided(features: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Return `features` with long straight edges divided, so that they follow their curve elsewhere."""
+    own = to_pyproj(features.crs)
+    if not own.is_projected:
+        return features
+    longest = EDGE_M / own.axis_info[0].unit_conversion_factor
+    return features.set_geometry(features.geometry.segmentize(longest))
+
+
+def _write(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path) -> None:
+    if form.driver == "CSV":
+        write_csv(table, path)
+    elif form.driver == "Parquet":
+        # The box of each feature beside it lets readers skip what they do not need (GeoParquet 1.1).
+        table.to_parquet(
+            path, index=False, compression="zstd", write_covering_bbox=True, schema_version="1.1.0"
+        )
+    else:
+        kind, promote = _geometry_type(table, form)
+        with _quiet(table.crs):
+            pyogrio.write_dataframe(
+                table, path, layer=path.stem, driver=form.driver, use_arrow=True, geometry_type=kind,
+                promote_to_multi=promote, dataset_options=dict(form.dataset_options),
+                layer_options=dict(form.layer_options),
+            )  # fmt: skip
+
+
+def _geometry_type(table: geopandas.GeoDataFrame, form: VectorFormat) -> tuple[str, bool]:
+    """Return the type of the layer, and whether single polygons must be wrapped to fit it."""
+    kinds = set(table.geom_type.dropna())
+    if form.driver in ("ESRI Shapefile", "GeoJSON") or kinds <= {"Polygon"}:
+        return ("Unknown" if form.driver == "GeoJSON" else "Polygon"), False
+    return ("MultiPolygon", True) if kinds <= {"Polygon", "MultiPolygon"} else ("Unknown", False)
+
+
+def _verify(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path, final: PathLike) -> None:
+    """Open the closed file again: a failed write can leave one that reads as empty without an error."""
+    if form.driver in ("CSV", "Parquet"):
+        found = _read(path, form.driver, None)
+        count, crs = len(found), found.crs
+    else:
+        try:
+            info = pyogrio.read_info(path, layer=path.stem, force_feature_count=True)
+        except (DataSourceError, DataLayerError) as error:
+            raise _not_whole(final) from error
+        count, crs = info["features"], info["crs"]
+    expected = 4326 if form.driver == "GeoJSON" else table.crs
+    # Shapefiles and CSV spell a CRS in an old way that leaves out part of an unusual one.
+    loose = form.driver in ("ESRI Shapefile", "CSV")
+    agrees = (crs is None) == (expected is None) if loose else same_crs(crs, expected)
+    if count != len(table) or not agrees:
+        log.error("%s: wrote %d in %s, found %d in %s", final, len(table), describe(expected), count, crs)
+        raise _not_whole(final)
+
+
+def _not_whole(path: PathLike) -> OutputError:
+    return OutputError(
+        "the file does not hold what was written", hint="is the disk full?", code="E-OUT-201", path=path
+    )
+
+
+@contextmanager
+def _as_output_error(path: PathLike) -> Iterator[None]:
+    try:
+        with os_errors_as_output_errors(path):
+            yield
+    except (DataSourceError, DataLayerError, pyarrow.ArrowException) as error:
+        raise OutputError(f"cannot write {path}: {error}", code="E-OUT-202", path=path) from error
+
+
+@contextmanager
+def _quiet(crs: CRSLike | None) -> Iterator[None]:
+    """Keep pyogrio from warning that there is no CRS when there is none: callers say so themselves."""
+    if crs is not None:
+        yield
+        return
+    with _QUIET, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        yield

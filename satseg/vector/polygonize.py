@@ -22,7 +22,8 @@ from rasterio.windows import Window
 
 from satseg.errors import BandError, GridError, UsageError
 from satseg.grid import Grid
-from satseg.imagery.writer import MaskFile, open_mask
+from satseg.imagery.maskfile import MaskFile
+from satseg.imagery.writer import open_mask
 from satseg.raster import Raster, as_planes
 from satseg.vector.features import as_features
 from satseg.vector.finish import Cleaning, Geometries, Measure, clean, simplify

@@ -63,8 +63,8 @@ def _check_text(features: geopandas.GeoDataFrame, name: str) -> int:
 
 def _check_size(features: geopandas.GeoDataFrame, record: int) -> None:
     geometries = features.geometry.to_numpy()
-    rings = shapely.get_num_geometries(geometries).sum() + shapely.get_num_interior_rings(geometries).sum()
-    shapes = 100 + 52 * len(geometries) + 4 * int(rings) + 16 * int(shapely.get_num_coordinates(geometries).sum())
+    points = int(shapely.get_num_coordinates(geometries).sum())
+    shapes = 100 + 56 * len(geometries) + 16 * points  # headers, boxes, one part each, points
     if max(shapes, record * len(geometries)) > PART_BYTES:
         raise OutputError(
             f"{len(geometries)} features are more than the 2 GiB of a shapefile",

@@ -40,8 +40,15 @@ def write_csv(features: geopandas.GeoDataFrame, path: Path) -> None:
             part.insert(0, GEOMETRY_COLUMN, texts)
             part.to_csv(file, index=False, header=start == 0, quoting=csv.QUOTE_NONNUMERIC)
     if features.crs is not None:
-        wkt = to_pyproj(features.crs).to_wkt("WKT1_ESRI")
-        path.with_suffix(".prj").write_text(wkt, encoding="utf-8")
+        path.with_suffix(".prj").write_text(_wkt_of(to_pyproj(features.crs)), encoding="utf-8")
+
+
+def _wkt_of(crs: pyproj.CRS) -> str:
+    """Return the WKT that old programs read, or the current one where the old cannot say it."""
+    try:
+        return crs.to_wkt("WKT1_ESRI")
+    except ProjCRSError:
+        return crs.to_wkt()
 
 
 def read_csv(path: Path) -> geopandas.GeoDataFrame:
