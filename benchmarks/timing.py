@@ -52,7 +52,8 @@ class Spread:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+        low, median, high = (_digits(value) for value in (self.low, self.median, self.high))
+        return f"{median} ({low} to {high})"
 
 
 class Costs:
@@ -124,8 +125,8 @@ class Goal:
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     def __str__(self) -> str:
-        sign = "at most" if self.at_most else "at least"
-        return f"{'met' if self.met else 'MISSED'}: {self.what}: {self.value:.2f}, goal {sign} {self.limit:g}"
+        verdict, sign = "met" if self.met else "MISSED", "at most" if self.at_most else "at least"
+        return f"{verdict}: {self.what}: {_digits(self.value)}, goal {sign} {self.limit:g}"
 
 
 @dataclass(slots=True)
@@ -178,9 +179,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
+    return _digits(value) if isinstance(value, float) else str(value)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def date_and_machine() -> str:

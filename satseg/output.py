@@ -32,6 +32,8 @@ SHAPEFILE_PARTS = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx
 SIDE_CARS = (".aux.xml", ".ovr", ".msk", "-journal", "-wal", "-shm")
 """Endings that GDAL and SQLite add to a file's name: an older file's overviews, statistics or journal
 would be taken for the new file's."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the operating system says when a disk or a quota is full."""
 NAME_BYTES = 100
 """Of the target's name in that of the hidden folder; file systems allow 255 bytes in all."""
 
@@ -55,7 +57,7 @@ class AtomicOutput:
     OutputError
         At construction, so before any work: the folder is missing or not writable, the target
         exists and `overwrite` is off, or the target is a folder. At the start of the block: another
-        run is writing the target (E-OUT-007). At its end: the disk is full.
+        run is writing the target (E-OUT-007). In it or at its end: the disk is full (E-OUT-006).
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -94,6 +96,9 @@ class AtomicOutput:
             if kind is None:
                 with os_errors_as_output_errors(self.path):
                     self._publish(folder)
+            elif isinstance(error, OSError) and error.errno in FULL and not isinstance(error, OutputError):
+                with os_errors_as_output_errors(self.path):
+                    raise error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             self._folder = None
@@ -148,7 +153,7 @@ def os_errors_as_output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except OSError as error:
         free = shutil.disk_usage(Path(path).parent).free // 2**20 if Path(path).parent.is_dir() else 0
-        full = f" ({free} MiB free)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        full = f" ({free} MiB free)" if error.errno in FULL else ""
         raise OutputError(
             f"cannot write {os.fspath(path)}: {error.strerror or error}{full}", code="E-OUT-006", path=path
         ) from error

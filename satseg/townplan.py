@@ -21,13 +21,13 @@ from shapely.geometry.base import BaseGeometry
 from satseg.blocks import Block, flats, homes, park, sports, vehicle, water_patches, works
 from satseg.layout import Crown, Layout, Patch, Rows, StreetFrame, Vehicle, blob, combine, crown, grove
 
-MAIN_HALF_M, STREET_HALF_M, LANE_HALF_M, TRACK_HALF_M = 4.2, 3.1, 2.6, 1.8
+MAIN_HALF_M, STREET_HALF_M, LANE_HALF_M, TRACK_HALF_M = 4.2, 3.1, 2.6, 2.0
 """Half widths of the main road, town streets, the country lane and dirt tracks."""
 PAVEMENT_M = 1.8
 BLOCK_KINDS = {"homes": homes, "flats": flats, "sports": sports, "works": works, "park": park}
 CROPS = (
     ("wheat", "soil", 0.80), ("maize", "soil", 0.55), ("beet", "soil", 0.66), ("barley", "stubble", 0.65),
-    ("stubble", "soil", 0.55), ("soil", "dry_grass", 0.88), ("wheat", "maize", 0.5),
+    ("maize", "soil", 0.42), ("barley", "wheat", 0.80), ("wheat", "maize", 0.50),
 )  # fmt: skip
 """Crop, what shows between its rows, share of the ground that it covers."""
 

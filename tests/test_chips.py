@@ -66,7 +66,7 @@ def test_balanced_chips_see_a_rare_class(tmp_path):
 def test_training_chips_keep_a_gap_from_held_blocks(ground):
     held = hold_out(ground, share=0.2, chip=32, seed=1)
     assert held.held
-    assert held.gap == 16
+    assert held.gap == 8
     sampler = ChipSampler([held], size=32, seed=0, balance=0.5)
     for number in range(300):
         _, window = sampler.place(number)

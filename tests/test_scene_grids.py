@@ -19,7 +19,7 @@ from tests.factories import ORIGIN, UTM, noise, north_up, rotated, smooth, write
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> list:
-    """Five files of one ground: PAN at 10 m, others coarser, shifted, south-up, rotated, in degrees, with holes."""
+    """Five files of one ground, each with a hole: PAN at 10 m, coarser, south-up, rotated, in degrees."""
     folder = tmp_path_factory.mktemp("mixed")
     degrees = Affine(2.3e-4, 0, 14.9985, 0, -1.9e-4, 45.1542)
     made = []

@@ -75,7 +75,8 @@ class TestValidity:
     def test_nodata_that_the_dtype_cannot_hold_is_ignored(self, tmp_path, dtype, nodata):
         path = write_tiff(tmp_path / "a.tif", noise(1, 6, 7, dtype=dtype))
         (tmp_path / "a.tif.aux.xml").write_text(
-            f"<PAMDataset><PAMRasterBand band='1'><NoDataValue>{nodata}</NoDataValue></PAMRasterBand></PAMDataset>"
+            "<PAMDataset><PAMRasterBand band='1'>"
+            f"<NoDataValue>{nodata}</NoDataValue></PAMRasterBand></PAMDataset>"
         )
         scene = open_scene(path)
         assert scene.sources[0].nodata is None

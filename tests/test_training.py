@@ -100,7 +100,7 @@ def test_bad_data_is_refused_before_training(tmp_path):
     cases = [
         ([], {}, UsageError, "no training data"),
         ([(path, off)], {}, LabelError, "no label|overlap|touch"),
-        ([(path, labels.iloc[:0])], {}, LabelError, ""),
+        ([(path, labels.iloc[:0])], {}, LabelError, "label"),
         ([(path, labels)], {"classes": ("a", "c")}, LabelError, "'c'"),
         ([(nodata, labels)], {}, InputError, "valid pixel"),
         ([(path, labels), (other, labels)], {}, BandError, "nir"),
@@ -158,7 +158,7 @@ def test_threshold_curve_equals_direct_counts():
         for step in (10, 64, 128, 200):
             usable = labelled[:, 0]
             said, true = (scores[:, k] >= step / 256)[usable], (target[:, k] > 0)[usable]
-            expected = (said & true).sum() / (said | true).sum()
+            expected = (said & true).sum().double() / (said | true).sum()
             assert curve.jaccard()[k, step] == pytest.approx(float(expected), abs=1e-9)
 
 

@@ -238,6 +238,8 @@ def _ordered(file: SourceFile, spec: SensorSpec | None, taken: set[str]) -> Name
 
 
 def _refuse_repeats(chosen: Sequence[Choice]) -> None:
+    if not chosen:
+        raise BandError("the map names no band", hint="name at least one", code="E-BAND-103")
     names = [name for name, _, _ in chosen]
     for name, count in Counter(names).items():
         if not name.strip():

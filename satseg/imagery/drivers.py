@@ -91,6 +91,8 @@ def _head(path: str) -> bytes:
             raise InputError(f"{path} is empty (0 bytes)", code="E-IN-103", path=path)
         with open(path, "rb") as file:
             return file.read(HEAD_BYTES)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(
             f"{path} does not exist", hint="check the name", code="E-IN-101", path=path

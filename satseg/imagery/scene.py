@@ -37,7 +37,7 @@ from satseg.imagery.summary import scene_html, scene_info
 from satseg.raster import Raster
 from satseg.specs import SensorSpec, sensor_spec
 
-__all__ = ["DEFAULT_DRIVERS", "PathLike", "Scene", "SceneReader", "open_dataset", "open_scene"]
+__all__ = ["DEFAULT_DRIVERS", "PathLike", "Scene", "SceneReader", "open_scene"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -256,55 +256,54 @@ class Scene:
         return scene_html(self)
 
 
-def open_dataset(path: str, drivers: Sequence[str], *, placed: bool = False) -> Dataset:
-    """Return `path` opened for reading by one of `drivers`; the caller closes it.
-
-    Parameters
-    ----------
-    placed : bool
-        The file is known to have a transform, so that opening it warns of nothing.
-
-    Raises
-    ------
-    InputError
-        GDAL cannot open it (E-IN-105).
-    """
-    failed: Exception | None = None
-    with gdal_env(), nullcontext() if placed else _quiet():
-        for driver in drivers:
-            try:
-                return rasterio.open(path, driver=driver)
-            except (RasterioError, OSError) as error:
-                failed = error
-    raise InputError(
-        f"it cannot be opened as {' or '.join(drivers)}: {failed}", code="E-IN-105", path=path,
-        hint="the file is missing, damaged or cut short",
-    ) from failed  # fmt: skip
-
-
 def open_source(file: SourceFile) -> Dataset:
     """Return the dataset of a file that a scene has been opened from; the caller closes it."""
-    return open_dataset(file.path, (file.driver,), placed=file.placed)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep rasterio from warning that a file has no place: scenes say so themselves.
-
-    `warnings` keeps its filters in one list for all threads. A filter set once at import would be lost under
-    ``-W error`` and silence the caller's own files too; so filters are changed for the opening only, by one
-    thread at a time, and not at all for files that are known to be placed.
-    """
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+    with gdal_env(), nullcontext() if file.placed else _quiet():
+        return open_dataset(file.path, (file.driver,))
 
 
 def _inspect(path: str, src_crs: CRSLike | None, drivers: Sequence[str]) -> SourceFile:
     able, said = choose_drivers(path, drivers)
-    with open_dataset(path, able) as dataset, gdal_env():
-        file = inspect(dataset, path, src_crs=src_crs)
+    with gdal_env():
+        with _quiet() as bare:
+            dataset = open_dataset(path, able)
+        with dataset:
+            file = inspect(dataset, path, bare=bool(bare), src_crs=src_crs)
     return file if said is None else replace(file, warnings=(said, *file.warnings))
+
+
+def open_dataset(path: str, drivers: Sequence[str]) -> Dataset:
+    """Return `path` opened by the first of `drivers` that can; InputError E-IN-105 if none can."""
+    failed: Exception | None = None
+    for driver in drivers:
+        try:
+            return rasterio.open(path, driver=driver)
+        except (RasterioError, OSError) as error:
+            failed = error
+    raise InputError(
+        f"it cannot be opened as {' or '.join(drivers)}: {failed}",
+        hint="the file is missing, damaged or cut short",
+        code="E-IN-105",
+        path=path,
+    ) from failed
+
+
+@contextmanager
+def _quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Take rasterio's warning that a file has no place; yields the list that it goes into.
+
+    Scenes say so themselves. `warnings` keeps its filters in one list for all threads, and one set at
+    import would be lost under ``-W error`` and silence the caller's own files too; so filters are
+    changed for the opening only, by one thread at a time, and not for files known to be placed.
+    """
+    taken: list[warnings.WarningMessage] = []
+    with _QUIET, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NotGeoreferencedWarning)
+        yield taken
+        taken += [one for one in caught if issubclass(one.category, NotGeoreferencedWarning)]
+    for one in caught:
+        if one not in taken:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _finest(files: Sequence[SourceFile]) -> Grid:

@@ -145,11 +145,13 @@ class BandSource:
         return (self.scale, self.offset) != (1.0, 0.0)
 
 
-def inspect(dataset: Dataset, path: str, *, src_crs: CRSLike | None = None) -> SourceFile:
+def inspect(dataset: Dataset, path: str, *, bare: bool = False, src_crs: CRSLike | None = None) -> SourceFile:
     """Return what the open `dataset` of `path` says about itself; reads no pixels.
 
     Parameters
     ----------
+    bare : bool
+        GDAL found no transform; what the dataset gives for one is not to be believed.
     src_crs : optional
         CRS for a file that states none.
 
@@ -172,7 +174,7 @@ def inspect(dataset: Dataset, path: str, *, src_crs: CRSLike | None = None) -> S
             path=path,
             hint="convert to amplitude or intensity first",
         )
-    grid, placed, warnings = _place(dataset, path, src_crs)
+    grid, placed, warnings = _place(dataset, path, bare=bare, src_crs=src_crs)
     stated: list[tuple[float | None, str]] = list(zip(dataset.nodatavals, dtypes, strict=True))
     nodatas = tuple(_usable_nodata(value, dtype) for value, dtype in stated)
     for (value, dtype), usable in zip(stated[:1], nodatas, strict=False):
@@ -186,7 +188,7 @@ def inspect(dataset: Dataset, path: str, *, src_crs: CRSLike | None = None) -> S
     return SourceFile(
         path=path, driver=str(dataset.driver), grid=grid, placed=placed, dtypes=dtypes, nodatas=nodatas,
         scales=tuple(map(float, dataset.scales)), offsets=tuple(map(float, dataset.offsets)),
-        descriptions=tuple(clean_name(text) for text in dataset.descriptions), colours=colours, coded=coded,
+        descriptions=_descriptions(dataset, warnings), colours=colours, coded=coded,
         alpha=alpha, mask=_mask_kind(dataset.mask_flag_enums),
         blocks=tuple(dataset.block_shapes[0]), overviews=tuple(dataset.overviews(1)),
         warnings=tuple(f"{path}: {text}" for text in warnings),
@@ -227,13 +229,24 @@ def check_places(files: Sequence[SourceFile]) -> None:
             )
 
 
-def _place(dataset: Dataset, path: str, src_crs: CRSLike | None) -> tuple[Grid, bool, list[str]]:
+def _descriptions(dataset: Dataset, warnings: list[str]) -> tuple[str, ...]:
+    """Return the cleaned band descriptions; none, and a word in `warnings`, when they are not UTF-8."""
+    try:
+        return tuple(clean_name(text) for text in dataset.descriptions)
+    except UnicodeDecodeError:
+        warnings.append("its band descriptions are not UTF-8; ignored")
+        return ("",) * dataset.count
+
+
+def _place(
+    dataset: Dataset, path: str, *, bare: bool, src_crs: CRSLike | None
+) -> tuple[Grid, bool, list[str]]:
     """Return the file's grid, whether it states a transform, and what is odd about its place."""
     try:
         crs: CRS | None = dataset.crs or None
     except RasterioCRSError as error:
         raise CRSError(f"its CRS cannot be read: {error}", code="E-CRS-104", path=path) from error
-    transform: Affine = dataset.transform
+    transform: Affine = Affine.identity() if bare else dataset.transform
     placed = transform != Affine.identity()
     if not placed and crs is None and (dataset.gcps[0] or dataset.rpcs):
         kind = "ground control points" if dataset.gcps[0] else "RPCs"

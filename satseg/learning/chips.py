@@ -243,9 +243,10 @@ def grown(window: Window, margin: int) -> Window:
 def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
     """`ground` with about `share` of its area held as whole blocks that carry labels, and a gap.
 
-    The scene is cut into blocks of one to eight chips a side, as large as `share` allows because
-    every block costs a gap around it. Blocks are held in a seeded order, those with labels first,
-    until `share` of the area is reached; the gap is half a chip.
+    The scene is cut into blocks of one to eight chips a side, three of which make up `share`.
+    Blocks are held one by one, each time the one that brings every class nearest to `share` of its
+    features (ties in a seeded order), so that rare classes are both learnt and scored. The gap is
+    a quarter of a chip.
 
     Raises
     ------
@@ -253,7 +254,7 @@ def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
         The scene is too small to hold a block and keep a chip.
     """
     grid = ground.scene.grid
-    block = int(np.clip(math.sqrt(grid.height * grid.width * share), chip, 8 * chip))
+    block = int(np.clip(math.sqrt(grid.height * grid.width * share / 3), chip, 8 * chip))
     rows, cols = max(1, round(grid.height / block)), max(1, round(grid.width / block))
     if rows * cols < 3:
         raise UsageError(
@@ -263,15 +264,23 @@ def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
             code="E-TRN-003",
         )
     windows = [_cell(grid.height, grid.width, rows, cols, r, c) for r in range(rows) for c in range(cols)]
-    counts = _features_in(ground, windows)
-    order = np.random.default_rng((seed, len(windows))).permutation(len(windows))
-    order = order[np.argsort(counts[order] == 0, kind="stable")]
-    held: list[Window] = []
-    for index in order:
-        if held and sum(w.height * w.width for w in held) >= share * grid.height * grid.width:
-            break
-        held.append(windows[int(index)])
-    return Ground(ground.scene, ground.labels, held=tuple(held), gap=chip // 2)
+    chosen = _choose(_features_in(ground, windows), [w.height * w.width for w in windows], share=share, seed=seed)
+    return Ground(ground.scene, ground.labels, held=tuple(windows[i] for i in chosen), gap=chip // 4)
+
+
+def _choose(features: NDArray[np.float64], areas: Sequence[int], *, share: float, seed: int) -> list[int]:
+    """Indexes of blocks that together hold about `share` of the area and of each class's features.
+
+    `features` is (blocks, classes) counts.
+    """
+    shares = features / np.maximum(features.sum(axis=0), 1)
+    order = np.random.default_rng((seed, len(areas))).permutation(len(areas))
+    chosen: list[int] = []
+    while not chosen or sum(areas[i] for i in chosen) < (share - 0.02) * sum(areas):
+        held = shares[chosen].sum(axis=0)
+        miss = [np.abs(held + shares[i] - share).sum() if i not in chosen else np.inf for i in order]
+        chosen.append(int(order[int(np.argmin(miss))]))
+    return chosen
 
 
 def _cell(height: int, width: int, rows: int, cols: int, row: int, col: int) -> Window:
@@ -280,10 +289,14 @@ def _cell(height: int, width: int, rows: int, cols: int, row: int, col: int) -> 
     return Window(left, top, right - left, bottom - top)
 
 
-def _features_in(ground: Ground, windows: Sequence[Window]) -> NDArray[np.int64]:
-    tree = shapely.STRtree(np.concatenate([np.asarray(g, dtype=object) for g in ground.labels.geometries]))
+def _features_in(ground: Ground, windows: Sequence[Window]) -> NDArray[np.float64]:
+    """(windows, classes): how many features of each class touch each window."""
     outlines = [ground.scene.grid.crop(window).footprint() for window in windows]
-    return np.array([len(tree.query(outline, predicate="intersects")) for outline in outlines])
+    counts = np.zeros((len(windows), len(ground.labels.classes)))
+    for k, geometries in enumerate(ground.labels.geometries):
+        touched, _ = shapely.STRtree(geometries).query(outlines, predicate="intersects")
+        counts[:, k] = np.bincount(touched, minlength=len(windows))
+    return counts
 
 
 def refuse_leaks(training: Sequence[Ground], validation: Sequence[Ground]) -> None:

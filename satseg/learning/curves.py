@@ -12,6 +12,8 @@ import torch.distributed
 BINS = 256
 LOWEST, HIGHEST = 0.05, 0.95
 """Range of thresholds to choose from: outside it a class is not found, it is guessed."""
+PLATEAU = 0.005
+"""Jaccards closer than this are alike, and more so the fewer true pixels stand behind them."""
 
 
 class ThresholdCurve:
@@ -54,14 +56,22 @@ class ThresholdCurve:
         return torch.where(truth > 0, ratio, torch.nan)
 
     def best(self) -> tuple[list[float], list[float]]:
-        """Per class, the threshold of the highest Jaccard and that Jaccard (0.5 and NaN if absent)."""
-        curve = self.jaccard().cpu()
-        low, high = int(LOWEST * BINS), int(HIGHEST * BINS)
-        allowed = torch.nan_to_num(curve[:, low : high + 1], nan=-1.0)
+        """Per class, the chosen threshold and the Jaccard there (0.5 and NaN for an absent class).
+
+        Of all thresholds whose Jaccard is within `PLATEAU` + 0.5 / sqrt(true pixels) of the highest,
+        the one nearest 0.5: the curve is flat on top, and its exact peak is chance.
+        """
+        curve, truth = self.jaccard().cpu(), self._counts[:, 1].sum(-1).cpu()
+        places = torch.arange(BINS)
+        allowed = (places >= LOWEST * BINS) & (places <= HIGHEST * BINS)
         thresholds, scores = [], []
-        for k, row in enumerate(allowed):
-            present = bool(row.max() >= 0)
-            place = low + int(row.argmax())
-            thresholds.append(place / BINS if present else 0.5)
-            scores.append(float(curve[k, place]) if present else float("nan"))
+        for row, pixels in zip(curve, truth.tolist(), strict=True):
+            if not pixels:
+                thresholds.append(0.5)
+                scores.append(float("nan"))
+                continue
+            good = allowed & (row >= row[allowed].max() - PLATEAU - 0.5 / pixels**0.5)
+            place = int(places[good][(places[good] - BINS // 2).abs().argmin()])
+            thresholds.append(place / BINS)
+            scores.append(float(row[place]))
         return thresholds, scores

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import geopandas
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.errors import BandError, InputError, LabelError, UsageError
@@ -25,7 +26,9 @@ from satseg.imagery.scene import Scene, open_scene
 from satseg.learning.chips import BLOCK_PX, Ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
 from satseg.specs import ClassItem, class_spec
-from satseg.vector.features import DEFAULT_COLORS, read_features
+from satseg.vector.features import read_features
+from satseg.vector.finish import Measure
+from satseg.vector.styles import class_colors
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,10 @@ LabelsLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
 IGNORE = "ignore"
 GSD_SPREAD = 0.05
 """Scenes whose GSDs differ by less are taken as they are: resampling would cost more than it mends."""
+SMALL_LABEL = 5
+"""Percentile of a class's label areas that stands for its small objects."""
+LARGEST_SPECK_PX = 64
+"""Clean-up never drops a polygon of more pixels, however large the labels are."""
 MEASURED_BLOCKS = 64
 """Blocks per scene that normalization is measured on: 4 million pixels settle a percentile."""
 
@@ -111,6 +118,7 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
         train = config.train
         grounds = tuple(hold_out(g, share=train.valid_share, chip=train.chip, seed=train.seed) for g in grounds)
         validation = grounds
+    classes = with_clean_up(classes, grounds)
     return Prepared(grounds, validation, classes, bands, gsd, measure(grounds, seed=config.train.seed))
 
 
@@ -125,11 +133,35 @@ def _classes(pairs: Sequence[Pair], options: DataOptions) -> tuple[ClassItem, ..
             hint="check --field and --classes",
             code="E-LAB-010",
         )
-    colors = DEFAULT_COLORS
+    colors = class_colors(names)
     return tuple(
-        known.get(name) or ClassItem(name=name, id=number, color=colors[(number - 1) % len(colors)])
+        known.get(name) or ClassItem(name=name, id=number, color=colors[name])
         for number, name in enumerate(names, start=1)
     )
+
+
+def with_clean_up(classes: Sequence[ClassItem], grounds: Sequence[Ground]) -> tuple[ClassItem, ...]:
+    """Return `classes` with a least polygon and hole size, for those whose spec gives none.
+
+    Half the area of a small label (the `SMALL_LABEL` percentile of the class), but never more than
+    `LARGEST_SPECK_PX` pixels: what is smaller was never labelled, and is a speck.
+    """
+    pixel_m2 = max(ground.scene.grid.pixel_area_m2() for ground in grounds)
+    result = []
+    for k, item in enumerate(classes):
+        areas = np.concatenate([_areas_m2(ground, k) for ground in grounds])
+        if item.min_area_m2 == 0 and len(areas):
+            speck = float(min(np.percentile(areas, SMALL_LABEL) / 2, LARGEST_SPECK_PX * pixel_m2))
+            item = item.model_copy(update={"min_area_m2": speck, "min_hole_m2": item.min_hole_m2 or speck})
+        result.append(item)
+    return tuple(result)
+
+
+def _areas_m2(ground: Ground, k: int) -> NDArray[np.float64]:
+    polygons = ground.labels.geometries[k]
+    if not len(polygons):
+        return np.empty(0)
+    return Measure(ground.scene.grid.crs, ground.scene.grid.bounds).areas(polygons)
 
 
 def _common_bands(pairs: Sequence[Pair], options: DataOptions) -> tuple[str, ...]:

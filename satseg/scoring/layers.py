@@ -37,6 +37,8 @@ LayerLike: TypeAlias = "geopandas.GeoDataFrame | Raster | str | os.PathLike[str]
 UNNAMED = SINGLE_CLASS
 """The one class of a layer whose features carry none."""
 RASTER_SUFFIXES = (".tif", ".tiff")
+NO_FIELD = "E-LAB-211"
+"""What `read_features` says when a file lacks the class attribute."""
 STRIP_PX = 2**24
 """Pixels of a mask whose validity is read at a time."""
 MAX_SEGMENTS = 256
@@ -127,7 +129,24 @@ def read_layer(source: LayerLike, *, field: str | None = None, role: str = "laye
         return _vector_layer(source, field, role)
     if Path(source).suffix.lower() in RASTER_SUFFIXES:
         return _mask_file_layer(source)
-    return _vector_layer(read_features(source), field, role)
+    features = _read_file(source, field)
+    layer = _vector_layer(features, CLASS_FIELD, role)
+    dropped = features.attrs["dropped"]
+    notes = (f"{dropped} features of the {role} have no class or no area",) if dropped else ()
+    return replace(layer, repaired=features.attrs["repaired"], warnings=notes)
+
+
+def _read_file(path: str | os.PathLike[str], field: str | None) -> geopandas.GeoDataFrame:
+    """Read a vector file by `field`, or where it has none by the column that satseg itself writes."""
+    try:
+        return read_features(path, field=field)
+    except LabelError as missing:
+        if field is None or missing.code != NO_FIELD:
+            raise
+        try:
+            return read_features(path, field=CLASS_FIELD)
+        except LabelError as neither:
+            raise missing from neither
 
 
 def trace(planes: Iterable[NDArray[np.bool_]], grid: Grid) -> Geometries:

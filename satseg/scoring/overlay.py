@@ -1,8 +1,9 @@
 """Pictures of a comparison: truth, prediction, and hits and misses, over the scene they are of.
 
 Colours are of the Okabe-Ito set, which people with any common colour blindness tell apart: hits
-bluish green, false alarms vermilion, misses blue, a place given to the wrong class purple. Masks
-are half transparent with a solid edge, so that roofs stay visible and single pixels do too.
+bluish green, false alarms vermilion, misses sky blue, a place given to the wrong class purple. Masks
+are half transparent with a solid edge, so that roofs stay visible and single pixels do too; hits and
+misses lie over a grey and dimmed scene, whose own colours would pass for theirs.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from satseg.vector.styles import class_colors
 Pixels: TypeAlias = NDArray[np.uint8]
 
 MAX_SIDE_PX = 1024
-FILL_ALPHA = 110
-"""Of 255: the scene stays readable under a mask."""
+CLASS_ALPHA, ERROR_ALPHA = 110, 170
+"""Of 255: how much masks cover the scene below them."""
+DIMMED = 0.7
+"""Brightness of the grey scene below hits and misses."""
 BACKGROUND = (232, 232, 228)
 """Where there is no image, or it is not valid."""
-HIT, FALSE_ALARM, MISS, WRONG_CLASS = "#009e73", "#d55e00", "#0072b2", "#cc79a7"
+HIT, FALSE_ALARM, MISS, WRONG_CLASS = "#009e73", "#d55e00", "#56b4e9", "#cc79a7"
 """Okabe and Ito, "Color Universal Design", 2008."""
 ERROR_COLORS = {"hit": HIT, "false alarm": FALSE_ALARM, "miss": MISS, "wrong class": WRONG_CLASS}
 
@@ -76,9 +79,9 @@ class Drawing:
         colors = class_colors(self.classes).values()
         return Panels(
             picture,
-            paint(zip(colors, truth, strict=True), grid),
-            paint(zip(colors, pred, strict=True), grid),
-            paint(error_masks(truth, pred).items(), grid),
+            paint(zip(colors, truth, strict=True), grid, alpha=CLASS_ALPHA),
+            paint(zip(colors, pred, strict=True), grid, alpha=CLASS_ALPHA),
+            paint(error_masks(truth, pred).items(), grid, alpha=ERROR_ALPHA),
         )
 
     def _background(self) -> tuple[Pixels | None, Grid]:
@@ -121,7 +124,7 @@ def overlay_png(
     occurring = sorted({*truth["class_name"], *pred["class_name"]})
     drawing = Drawing(truth, pred, grid, tuple(occurring if classes is None else classes), image)
     panels = drawing.panels()
-    return encode_png(blend(panels.errors, panels.image))
+    return encode_png(blend(panels.errors, None if panels.image is None else muted(panels.image)))
 
 
 def error_masks(truth: NDArray[np.bool_], pred: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
@@ -138,14 +141,23 @@ def error_masks(truth: NDArray[np.bool_], pred: NDArray[np.bool_]) -> dict[str, 
     }
 
 
-def paint(masks: Iterable[tuple[str, NDArray[np.bool_]]], grid: Grid) -> Pixels:
-    """Return (4, H, W) RGBA: each (H, W) mask in its colour "#rrggbb", later ones above earlier ones."""
+def paint(masks: Iterable[tuple[str, NDArray[np.bool_]]], grid: Grid, *, alpha: int) -> Pixels:
+    """Return (4, H, W) RGBA: each (H, W) mask in its colour "#rrggbb", later ones above earlier ones.
+
+    Fills have `alpha` of 255, edges are solid.
+    """
     picture = np.zeros((4, *grid.shape), np.uint8)
     for color, mask in masks:
         picture[:3, mask] = np.array(_channels(color), np.uint8)[:, None]
-        picture[3, mask] = np.maximum(picture[3, mask], FILL_ALPHA)
+        picture[3, mask] = np.maximum(picture[3, mask], alpha)
         picture[3, mask & ~_inner(mask)] = 255
     return picture
+
+
+def muted(image: Pixels) -> Pixels:
+    """Return `image` (RGBA) in dimmed grey."""
+    grey = np.rint(image[:3].mean(axis=0) * DIMMED).astype(np.uint8)
+    return np.stack([grey, grey, grey, image[3]])
 
 
 def blend(above: Pixels, below: Pixels | None) -> Pixels:

@@ -52,8 +52,11 @@ STYLE = """
 .satseg .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 1rem; }
 .satseg figure { margin: 0; }
 .satseg figcaption { font-size: .86em; color: var(--soft); padding: .3rem 0; }
-.satseg .ground { background: #e8e8e4 center / 100% 100%; border-radius: 3px; overflow: hidden; }
-.satseg .ground img { display: block; width: 100%; height: auto; }
+.satseg .ground { position: relative; background: #e8e8e4 center / 100% 100%; border-radius: 3px;
+  overflow: hidden; }
+.satseg .muted::before { content: ""; position: absolute; inset: 0; background: inherit;
+  filter: grayscale(1) brightness(.7); }
+.satseg .ground img { position: relative; display: block; width: 100%; height: auto; }
 .satseg .ground.coarse, .satseg .ground.coarse img { image-rendering: pixelated; }
 .satseg .key { display: inline-flex; flex-wrap: wrap; gap: .2rem .9rem; }
 .satseg .key i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px;
@@ -150,14 +153,16 @@ def _scene_figure(number: int, scene: SceneScore) -> str:
     ground = f"ground g{number}" + (" coarse" if max(height, width) < 400 else "")
     image = "" if panels.image is None else f"background-image:url({_data_uri(panels.image)})"
     errors = list(ERROR_COLORS.items())[: 4 if len(drawing.classes) > 1 else 3]
+    classes = class_colors(drawing.classes).items()
+    over = ground if panels.image is None else f"{ground} muted"
     figures = (
-        ("Truth", panels.truth, class_colors(drawing.classes).items()),
-        ("Prediction", panels.prediction, class_colors(drawing.classes).items()),
-        ("Hits and misses", panels.errors, errors),
+        _panel(ground, "Truth", panels.truth, classes),
+        _panel(ground, "Prediction", panels.prediction, classes),
+        _panel(over, "Hits and misses", panels.errors, errors),
     )
     title = f"<h2>{_text(scene.name)} <small>{_ratio(scene.mean_jaccard)}</small></h2>"
     style = f"<style>.satseg .g{number}{{{image}}}</style>"
-    return f'{style}{title}<div class="panels">{"".join(_panel(ground, *figure) for figure in figures)}</div>'
+    return f'{style}{title}<div class="panels">{"".join(figures)}</div>'
 
 
 def _panel(ground: str, title: str, pixels: Pixels, key: Iterable[tuple[str, str]]) -> str:

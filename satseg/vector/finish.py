@@ -220,7 +220,8 @@ def simplify(polygons: Geometries, measure: Measure, tolerance_m: float) -> Geom
     method: Callable[..., Geometries] = shapely.simplify
     if shapely.coverage_is_valid(metric):
         method = shapely.coverage_simplify
-    simple = method(metric, tolerance_m)
+    simple = measure.from_metres(method(metric, tolerance_m))
+    # Rounding on the way back can make a line that touches a corner cross it; such a polygon stays as it was.
     broken = ~shapely.is_valid(simple) | shapely.is_empty(simple)
-    simple[broken] = metric[broken]
-    return measure.from_metres(simple)
+    simple[broken] = polygons[broken]
+    return simple

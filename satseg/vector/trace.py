@@ -1,23 +1,19 @@
 """Outlines of equal pixels, exactly along pixel edges, from rows that are fed one strip at a time.
 
-Every bend of an outline lies at a corner where four pixels meet, and what it does there depends on
-those four alone. So the bends are found strip by strip, and only they are kept: memory follows the
-outlines, never the raster. Bends on one grid line pair up into edges, edges into rings. The result
-is the one of `rasterio.features.shapes` with 4-connectivity: a ring that would touch itself at a
-corner is split there, which keeps every polygon valid.
+The bends of all outlines are found strip by strip (`satseg.vector.bends`), and only they are kept:
+memory follows the outlines, never the raster. Bends on one grid line pair up into edges, edges into
+rings. The result is the one of `rasterio.features.shapes` with 4-connectivity: a ring that would
+touch itself at a corner is split there, which keeps every polygon valid.
 
-Rejected: `shapes` itself (a dictionary of tuples per polygon, 10 times slower and no way to feed
-it), contours through pixel centres (a 13 x 6 pixel car loses a quarter of its area), and merging
-polygons of strips by a union (moves vertices).
-
-Around a corner the pixels are a b over c d. A bend is named after the one pixel that differs from
-its two neighbours: `convex` when that pixel is the region's, `reflex` when it is the one missing.
-Names used below: r, c row and column of a corner; arms are the two edges that meet in a bend.
+Rejected: `shapes` itself (a dictionary of tuples per polygon, several times slower, and no way to
+feed it), contours through pixel centres (a 13 x 6 pixel car loses a quarter of its area), and
+merging polygons of strips by a union (moves vertices).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import shapely
@@ -25,24 +21,14 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from satseg.errors import GridError, UsageError
+from satseg.vector.bends import BELOW, LEAVES_SIDEWAYS, LEFT_SIDE, SIGN, Bends, find_bends
 
 _Index = NDArray[np.int32]
 
-# The eight kinds of bend, in the order in which bends at one corner are listed: those with a left
-# arm first, and up before down among those of one side, so that neighbours in the list pair up.
-#                  convex a  convex c  reflex a  reflex c  convex b  convex d  reflex b  reflex d
-_BELOW = np.array([False,    True,     True,     False,    False,    True,     True,     False])  # fmt: skip
-_RIGHT_ARM = np.array([False] * 4 + [True] * 4)
-_LEFT_SIDE = np.array([True, True, False, False, False, False, True, True])
-_SIGN = np.array([1, -1, -1, 1, -1, 1, 1, -1], dtype=np.int64)
-_OWNER = np.array([0, 2, 3, 0, 1, 3, 0, 0])
-# _BELOW: the region lies below the horizontal arm; _LEFT_SIDE: it lies left of the vertical arm.
-# _SIGN: weight of the bend in the sum of a summed-area table over the region.
-# _OWNER: which of a, b, c, d belongs to the region. Regions lie on the right hand of their outline.
-_LEAVES_SIDEWAYS = _RIGHT_ARM == _BELOW
-
 SMALLEST_SHELL = 8
 """Pixels, hole included, of the smallest ring around a hole: 3 x 3 less one corner."""
+CHUNK_BENDS = 2**20
+"""Bends turned into polygons at a time."""
 SCORE_ONE = 2**30
 """Scores are summed as whole numbers of 2**-30, so that sums are exact whatever their order."""
 
@@ -77,19 +63,30 @@ class Outlines:
 
     def geometries(self, transform: Affine) -> NDArray[np.object_]:
         """Return the polygons as shapely geometries in the coordinates of `transform`, (P,)."""
-        lengths = np.diff(self.rings)
-        closed = np.arange(self.rings[-1] + len(lengths)) - np.repeat(np.arange(len(lengths)), lengths + 1)
-        offsets = self.rings + np.arange(len(self.rings))
-        closed[offsets[1:] - 1] = self.rings[:-1]
+        made = np.empty(len(self.polygons) - 1, object)
+        # Some polygons at a time, so that the numbers on the way take little beside the polygons.
+        marks = np.arange(0, self.rings[-1] + CHUNK_BENDS, CHUNK_BENDS)
+        cuts = np.unique(np.searchsorted(self.rings[self.polygons], marks))
+        for first, last in pairwise(cuts.tolist()):
+            made[first:last] = self._chunk(first, last, transform)
+        return made
+
+    def _chunk(self, first: int, last: int, transform: Affine) -> NDArray[np.object_]:
+        polygons = self.polygons[first : last + 1]
+        rings = self.rings[polygons[0] : polygons[-1] + 1]
+        lengths, number = np.diff(rings), np.arange(len(rings))
+        closed = np.arange(rings[0], rings[-1] + len(lengths)) - np.repeat(number[:-1], lengths + 1)
+        offsets = rings - rings[0] + number
+        closed[offsets[1:] - 1] = rings[:-1]
         row, col = self.rows[closed].astype(np.float64), self.cols[closed].astype(np.float64)
         # The order of the sum is GDAL's (GDALApplyGeoTransform), so that results agree to the bit.
         coords = np.empty((len(closed), 2))
         coords[:, 0] = transform.c + col * transform.a + row * transform.b
         coords[:, 1] = transform.f + col * transform.d + row * transform.e
-        polygons: NDArray[np.object_] = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, coords, (offsets, self.polygons)
+        made: NDArray[np.object_] = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON, coords, (offsets, polygons - polygons[0])
         )
-        return polygons
+        return made
 
 
 class OutlineTracer:
@@ -107,7 +104,7 @@ class OutlineTracer:
         self._above: NDArray[np.generic] | None = None
         self._table = np.zeros(width + 1, np.int64)  # last row of the summed-area table of scores
         self._scored = False
-        self._parts: list[_Bends] = []
+        self._parts: list[Bends] = []
 
     def feed(self, labels: NDArray[np.generic], scores: NDArray[np.floating] | None = None) -> None:
         """Take the next rows.
@@ -125,7 +122,7 @@ class OutlineTracer:
         if self._above is not None:
             strip[0, 1:-1] = self._above
         strip[1:, 1:-1] = labels
-        self._parts.append(_bends(strip, self._row, self._summed(scores, len(labels))))
+        self._parts.append(find_bends(strip, self._row, self._summed(scores, len(labels))))
         self._above = strip[-1, 1:-1]
         self._row += len(labels)
 
@@ -133,9 +130,8 @@ class OutlineTracer:
         """Return the outlines of everything fed so far; the tracer is used up."""
         last = np.zeros((1, self._width), np.uint8 if self._above is None else self._above.dtype)
         self.feed(last, np.zeros(last.shape) if self._scored else None)
-        parts, self._parts = self._parts, []
-        bends = _Bends.joined(parts)
-        parts.clear()
+        bends = Bends.joined(self._parts)
+        self._parts.clear()
         return _assemble(bends)
 
     def _summed(self, scores: NDArray[np.floating] | None, height: int) -> NDArray[np.int64] | None:
@@ -148,7 +144,7 @@ class OutlineTracer:
         known = np.nan_to_num(scores.astype(np.float64), nan=0.0)
         if known.size and (known.min() < 0.0 or known.max() > 1.0):
             raise UsageError(
-                f"scores reach from {known.min():.4g} to {known.max():.4g}, not 0..1", code="E-USE-030"
+                f"scores reach from {known.min():.4g} to {known.max():.4g}, not 0..1", code="E-USE-231"
             )
         table = np.zeros((height + 1, self._width + 1), np.int64)
         np.cumsum(np.rint(known * SCORE_ONE).astype(np.int64), axis=1, out=table[1:, 1:])
@@ -158,88 +154,17 @@ class OutlineTracer:
         return table[:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Bends:
-    """Bends in reading order: row by row, column by column, kind by kind."""
-
-    row: NDArray[np.int32]
-    col: NDArray[np.int32]
-    kind: NDArray[np.uint8]
-    value: NDArray[np.generic]
-    table: NDArray[np.int64] | None  # summed-area table there
-    saddles: NDArray[np.int64]  # (S, 2): pairs of bends of one label that touch at a corner
-
-    @classmethod
-    def joined(cls, parts: list[_Bends]) -> _Bends:
-        starts = np.cumsum([0] + [len(part.row) for part in parts])
-        tables = [part.table for part in parts if part.table is not None]
-        return cls(
-            row=np.concatenate([part.row for part in parts]),
-            col=np.concatenate([part.col for part in parts]),
-            kind=np.concatenate([part.kind for part in parts]),
-            value=np.concatenate([part.value for part in parts]),
-            table=np.concatenate(tables) if len(tables) == len(parts) else None,
-            saddles=np.concatenate([part.saddles + s for part, s in zip(parts, starts, strict=False)]),
-        )
-
-
-def _bends(strip: NDArray[np.generic], first_row: int, table: NDArray[np.int64] | None) -> _Bends:
-    """Bends at the corners between the rows of `strip`, which has a margin above, left and right."""
-    beside, over = strip[:, 1:] == strip[:, :-1], strip[1:] == strip[:-1]
-    straight = (beside[:-1] & beside[1:]) | (over[:, :-1] & over[:, 1:])
-    r, c = np.divmod(np.flatnonzero(~straight), straight.shape[1])  # 5 times faster than a 2-D nonzero
-    pixels = np.stack([strip[r, c], strip[r, c + 1], strip[r + 1, c], strip[r + 1, c + 1]])
-    kinds = _kinds_at(*pixels)
-    at, kind = np.divmod(np.flatnonzero(kinds), 8)
-    starts = np.cumsum(kinds.sum(axis=1)) - kinds.sum(axis=1)
-    pairs = []
-    for first, second, touching in ((0, 5, pixels[0] == pixels[3]), (1, 4, pixels[1] == pixels[2])):
-        where = np.flatnonzero(kinds[:, first] & kinds[:, second] & touching)
-        pairs.append(
-            np.stack([starts[where] + kinds[where, :kind_].sum(axis=1) for kind_ in (first, second)], axis=1)
-        )
-    return _Bends(
-        row=(r[at] + first_row).astype(np.int32),
-        col=c[at].astype(np.int32),
-        kind=kind.astype(np.uint8),
-        value=pixels[_OWNER[kind], at],
-        table=None if table is None else table[r[at], c[at]],
-        saddles=np.concatenate(pairs).astype(np.int64),
-    )
-
-
-def _kinds_at(
-    a: NDArray[np.generic], b: NDArray[np.generic], c: NDArray[np.generic], d: NDArray[np.generic]
-) -> NDArray[np.bool_]:
-    """Which of the eight kinds of bend stand at corners between pixels a b over c d, (N, 8)."""
-    ab, ac, cd, bd = a == b, a == c, c == d, b == d
-    in_a, in_b, in_c, in_d = a != 0, b != 0, c != 0, d != 0
-    return np.stack(
-        [
-            ~ab & ~ac & in_a,
-            ~ac & ~cd & in_c,
-            cd & bd & ~ab & in_d,
-            ab & bd & ~cd & in_a,
-            ~ab & ~bd & in_b,
-            ~cd & ~bd & in_d,
-            ac & cd & ~ab & in_a,
-            ab & ac & ~cd & in_a,
-        ],
-        axis=1,
-    )
-
-
-def _successors(bends: _Bends) -> NDArray[np.int32]:
+def _successors(bends: Bends) -> NDArray[np.int32]:
     """Return the bend that follows each bend on its outline, (V,)."""
     following = np.empty(len(bends.row), np.int32)
     reading = np.arange(len(bends.row), dtype=np.int32)
-    below = _BELOW[bends.kind]
+    below = BELOW[bends.kind]
     left, right = _pairs(reading[below])
     following[left] = right
     left, right = _pairs(reading[~below])
     following[right] = left
     downward = _stable_order(bends.col)
-    left_side = _LEFT_SIDE[bends.kind[downward]]
+    left_side = LEFT_SIDE[bends.kind[downward]]
     upper, lower = _pairs(downward[left_side])
     following[upper] = lower
     upper, lower = _pairs(downward[~left_side])
@@ -282,7 +207,7 @@ def _cycles(successor: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np
         reach *= 2
 
 
-def _rings(bends: _Bends) -> tuple[_Index, _Index, _Index, _Index]:
+def _rings(bends: Bends) -> tuple[_Index, _Index, _Index, _Index]:
     """Rings through the bends, as (half, following, smallest, steps).
 
     Edges along rows and columns alternate, so every second bend, one left along its row, tells
@@ -290,7 +215,7 @@ def _rings(bends: _Bends) -> tuple[_Index, _Index, _Index, _Index]:
     the next bend of each. A ring that touches itself at a corner is split there in two.
     """
     following = _successors(bends)
-    sideways = _LEAVES_SIDEWAYS[bends.kind]
+    sideways = LEAVES_SIDEWAYS[bends.kind]
     half = np.flatnonzero(sideways).astype(np.int32)
     number = np.cumsum(sideways, dtype=np.int32) - np.int32(1)
     smallest, steps = _cycles(number[following[following[half]]])
@@ -310,7 +235,7 @@ def _rings(bends: _Bends) -> tuple[_Index, _Index, _Index, _Index]:
     return half, following, smallest, steps
 
 
-def _assemble(bends: _Bends) -> Outlines:
+def _assemble(bends: Bends) -> Outlines:
     half, following, smallest, steps = _rings(bends)
     heads = np.flatnonzero(smallest == np.arange(len(half)))
     ring = np.searchsorted(heads, smallest)
@@ -324,7 +249,7 @@ def _assemble(bends: _Bends) -> Outlines:
     pixels = -_sums(along * bends.row[order[:, 0]], starts)
     sums = None
     if bends.table is not None:
-        sums = _sums((bends.table * _SIGN[bends.kind])[order].sum(axis=1), starts)
+        sums = _sums((bends.table * SIGN[bends.kind])[order].sum(axis=1), starts)
     return _nested(bends, order.ravel(), np.append(starts, len(half)) * 2, pixels, sums)
 
 
@@ -333,7 +258,7 @@ def _sums(values: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _nested(
-    bends: _Bends,
+    bends: Bends,
     order: NDArray[np.int32],
     rings: NDArray[np.int64],
     pixels: NDArray[np.int64],
