@@ -14,9 +14,9 @@ FLOORS = [
     {"errors", "progress", "crs", "output", "documents", "sensors", "specs", "run", "grid", "preview", "raster"},
     {"imagery"},
     {"vector"},
-    {"scoring", "synthetic", "layout", "spectra", "rendering"},
+    {"scoring", "synthetic"},
     {"learning"},
-    {"pipeline"},
+    {"pipeline", "demo"},
     {"cli", "__main__"},
 ]
 DOORS = {

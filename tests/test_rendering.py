@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from satseg.grid import Grid
-from satseg.layout import LAYERS, StreetFrame, Vehicle, rectangle
-from satseg.rendering import coverage, power_noise
-from satseg.spectra import BANDS, HAZE, MATERIALS, SKYLIGHT, VISIBLE, mixed_reflectance
+from satseg.synthetic.layout import LAYERS, StreetFrame, Vehicle, rectangle
+from satseg.synthetic.rendering import coverage, power_noise
+from satseg.synthetic.spectra import BANDS, HAZE, MATERIALS, SKYLIGHT, VISIBLE, mixed_reflectance
 
 VEGETATION = ("grass", "lawn", "broadleaf", "light_broadleaf", "conifer", "wheat", "maize", "beet")
 FRAME = StreetFrame(200, 150, 0.7, (17.0, 380.0, 1.0), (9.0, 300.0, 2.0))

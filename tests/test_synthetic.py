@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 
 from satseg.errors import CRSError, OutputError, UsageError
 from satseg.specs import sensor_spec
-from satseg.spectra import BANDS, CENTRES_NM, VISIBLE
-from satseg.synthetic import SYNTHETIC_CLASSES, make_scene, write_scene
-from satseg.townplan import plan_layout
+from satseg.synthetic.spectra import BANDS, CENTRES_NM, VISIBLE
+from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
+from satseg.synthetic.townplan import plan_layout
 from satseg.vector.features import read_features
 
 SMALL = {"height": 200, "width": 260}
@@ -68,7 +68,7 @@ def digest(scene):
 def test_a_seed_means_the_same_bytes_and_outlines_in_another_process():
     code = (
         "import hashlib, sys\n"
-        "from satseg.synthetic import make_scene\n"
+        "from satseg.synthetic.scene import make_scene\n"
         "scene = make_scene(11, height=100, width=130)\n"
         "outlines = b''.join(scene.labels.geometry.to_wkb())\n"
         "sys.stdout.write(hashlib.sha256(scene.raster.data.tobytes() + outlines).hexdigest())"

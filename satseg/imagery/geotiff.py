@@ -100,8 +100,9 @@ class Layout:
 
 
 def _exists(value: float, dtype: np.dtype[Any]) -> bool:
-    whole = np.issubdtype(dtype, np.floating) or value == round(value)
-    return bool(in_dtype_range(value, dtype.name)) and whole
+    if np.issubdtype(dtype, np.floating):
+        return bool(in_dtype_range(value, dtype.name))
+    return np.isfinite(value) and value == int(value) and bool(in_dtype_range(value, dtype.name))
 
 
 def _range(dtype: np.dtype[Any]) -> str:

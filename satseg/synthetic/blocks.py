@@ -15,7 +15,7 @@ import shapely
 from numpy.random import Generator
 from shapely import LineString, Polygon
 
-from satseg.layout import (
+from satseg.synthetic.layout import (
     Building,
     Crown,
     Layout,

@@ -1,7 +1,7 @@
 """The things of a generated scene and the curved street frame that they stand in.
 
 A layout is plain geometry in local metres (x right, y up, origin at the scene's lower left corner):
-flat patches, buildings, tree crowns, vehicles. It is drawn by `satseg.rendering` and labelled by
+flat patches, buildings, tree crowns, vehicles. It is drawn by `satseg.synthetic.rendering` and labelled by
 `satseg.synthetic` from the same polygons, which is what makes the labels exact. Streets, lots and
 fields are boxes in a frame (s along the main road, t across it) that is bent by two sine waves, so
 that nothing is straight and yet nothing can cross itself; a random street graph was rejected
@@ -35,7 +35,7 @@ class Patch:
     outline : Polygon
         Local metres.
     material, layer : str
-        Keys of `satseg.spectra.MATERIALS` and `LAYERS`.
+        Keys of `satseg.synthetic.spectra.MATERIALS` and `LAYERS`.
     label : str, optional
         The class that it is an instance of.
     shade, dry : float

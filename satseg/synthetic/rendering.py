@@ -23,8 +23,8 @@ from shapely import Polygon
 from shapely.geometry import mapping
 
 from satseg.grid import Grid, overlap, slices
-from satseg.layout import LAYERS, Building, Crown, Layout, Patch, Wing
-from satseg.spectra import BANDS, HAZE, MATERIALS, SKYLIGHT, mixed_reflectance
+from satseg.synthetic.layout import LAYERS, Building, Crown, Layout, Patch, Wing
+from satseg.synthetic.spectra import BANDS, HAZE, MATERIALS, SKYLIGHT, mixed_reflectance
 
 Pixels = NDArray[np.float32]
 

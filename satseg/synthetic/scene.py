@@ -27,18 +27,18 @@ from satseg.crs import CRSLike, describe, parse_crs
 from satseg.errors import CRSError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.writer import write_raster
-from satseg.layout import Layout
+from satseg.synthetic.layout import Layout
 from satseg.output import check_writable
 from satseg.raster import Raster
-from satseg.rendering import draw
-from satseg.spectra import BANDS
-from satseg.townplan import plan_layout
+from satseg.synthetic.rendering import draw
+from satseg.synthetic.spectra import BANDS
+from satseg.synthetic.townplan import plan_layout
 from satseg.vector.features import write_features
 
 SYNTHETIC_CLASSES = ("building", "road", "track", "tree", "crop", "water", "vehicle", "artificial_turf")
 """Classes of generated scenes; class_id is the place in this tuple, from 1."""
 SENSORS = ("worldview2", "worldview3")
-"""Sensors whose multispectral bands are those of `satseg.spectra`."""
+"""Sensors whose multispectral bands are those of `satseg.synthetic.spectra`."""
 MIN_SIDE_PX = 64
 SLIVER_M2 = 0.01
 
