@@ -42,9 +42,9 @@ def write_scene(path: Path, height: int) -> None:
     rng = np.random.default_rng(height)
     step = height // SQUARES
     with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=WIDTH, count=len(NAMES), dtype="uint16", crs="EPSG:32633",
-        transform=Affine(0.5, 0, 300_000, 0, -0.5, 5_700_000), tiled=True, blockxsize=TILE, blockysize=TILE,
-        compress="deflate", predictor=2, interleave="pixel",
+        path, "w", driver="GTiff", height=height, width=WIDTH, count=len(NAMES), dtype="uint16",
+        crs="EPSG:32633", transform=Affine(0.5, 0, 300_000, 0, -0.5, 5_700_000), tiled=True,
+        blockxsize=TILE, blockysize=TILE, compress="deflate", predictor=2, interleave="pixel",
     ) as out:  # fmt: skip
         out.descriptions = NAMES
         for top in range(0, height, step):
@@ -163,8 +163,8 @@ def main() -> None:
                     peaks.setdefault((case, height), []).append(measured(case, height, Path(name)))
     report = Report(
         "Peak memory of detect",
-        f"Scenes {WIDTH} pixels wide, {len(NAMES)} bands uint16, {SQUARES} features in each; one torch thread, "
-        f"one process per run. Medians of {repeats} runs.",
+        f"Scenes {WIDTH} pixels wide, {len(NAMES)} bands uint16, {SQUARES} features in each; one torch "
+        f"thread, one process per run. Medians of {repeats} runs.",
         ("case", "rows", "peak MB", "of it above imports", f"peak / at {heights[0]} rows"),
         ("torch", "geopandas"),
     )

@@ -13,16 +13,25 @@ import pytest
 import shapely
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
+
 from satseg.errors import OutputError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.scene import open_scene
 from satseg.raster import Raster
 from satseg.scoring.overlay import (
-    BACKGROUND, ERROR_ALPHA, FALSE_ALARM, HIT, MISS, WRONG_CLASS, Drawing, error_masks, overlay_png, paint,
+    BACKGROUND,
+    ERROR_ALPHA,
+    FALSE_ALARM,
+    HIT,
+    MISS,
+    WRONG_CLASS,
+    Drawing,
+    error_masks,
+    overlay_png,
+    paint,
 )  # fmt: skip
 from satseg.scoring.report import ClassScore, Report, SceneScore
 from satseg.scoring.score import score
-
 from tests.factories import UTM, noise, north_up, write_tiff
 
 HOSTILE = "<script>alert('x')</script>\"&{{$score}}"

@@ -175,6 +175,14 @@ def test_flipped_bytes_raise_errors_of_ours_or_none(tmp_path, seed):
             open_scene(path).read(window=Window(0, 0, 30, 30))
 
 
+def test_descriptions_in_another_encoding_are_left_out_and_said(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(2, 4, 5), descriptions=("zzzz", "yyyy"))
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"gr\xfcn"))
+    scene = open_scene(path)
+    assert scene.bands == ("b1", "b2")
+    assert "UTF-8" in scene.warnings[0]
+
+
 def test_complex_pixels(tmp_path):
     with refusal("E-IN-108"):
         open_scene(write_tiff(tmp_path / "a.tif", noise(1, 4, 4).astype("complex64")))

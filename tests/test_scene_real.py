@@ -131,7 +131,7 @@ class TestLandsat7:
                 np.testing.assert_array_equal(part.valid, whole.crop(window).valid)
 
     def test_bands_lie_on_pan_as_their_stored_pixels_do(self, data_dir):
-        """Block means of stored PAN fit the stored bands best one PAN pixel to the left: the files' own shift."""
+        """Block means of stored PAN fit the bands best one PAN pixel to the left: the files' own shift."""
         raster = landsat7(data_dir, "80 10 20 30 40").read(window=Window(300, 300, 400, 400))
         for band in ("blue", "green", "red", "nir"):
             assert lines_up(raster, "pan", band) == (0, -1), band

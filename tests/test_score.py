@@ -6,6 +6,7 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+
 from satseg.crs import to_pyproj
 from satseg.errors import CRSError, InputError, LabelError, UsageError
 from satseg.grid import Grid
@@ -14,7 +15,6 @@ from satseg.imagery.scene import open_scene
 from satseg.raster import Raster
 from satseg.scoring.jaccard import AreaCounts
 from satseg.scoring.score import score
-
 from tests.factories import ORIGIN, UTM, north_up, write_tiff
 
 X, Y = ORIGIN
@@ -28,7 +28,9 @@ def box(left, bottom, width, height):
 def layer(*features, crs=UTM, **columns):
     """GeoDataFrame of (class, geometry) pairs."""
     names, shapes = zip(*features, strict=True) if features else ((), ())
-    return geopandas.GeoDataFrame({"class_name": np.array(names, dtype=object), **columns}, geometry=list(shapes), crs=crs)
+    return geopandas.GeoDataFrame(
+        {"class_name": np.array(names, dtype=object), **columns}, geometry=list(shapes), crs=crs
+    )
 
 
 def grid(height=30, width=50, gsd=1.0, crs=UTM):
@@ -78,7 +80,9 @@ def test_scenes_in_different_zones_add_up_in_square_metres():
     assert list(report.scenes) == ["scene 1", "scene 2"]
 
 
-@pytest.mark.parametrize(("rule", "value", "mean"), [("absent", None, 1.0), ("zero", 0.0, 0.5), ("one", 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("rule", "value", "mean"), [("absent", None, 1.0), ("zero", 0.0, 0.5), ("one", 1.0, 1.0)]
+)
 def test_a_class_absent_from_both_is_worth_what_the_rule_says(rule, value, mean):
     same = layer(("a", box(0, 0, 10, 10)))
     report = score(same, same, classes=["a", "never"], empty=rule)
@@ -198,7 +202,9 @@ def test_long_edges_follow_their_curves_into_another_crs():
     dense = truth.set_geometry(truth.geometry.segmentize(100)).to_crs(4326)
     assert score(truth, dense).mean_jaccard == pytest.approx(1, abs=1e-6)
     assert score(dense, truth).mean_jaccard == pytest.approx(1, abs=1e-6)
-    straight = score(truth.to_crs(4326), dense).mean_jaccard  # its edges are straight in degrees: another place
+    straight = score(
+        truth.to_crs(4326), dense
+    ).mean_jaccard  # its edges are straight in degrees: another place
     assert 0.99 < straight < 0.999
 
 
@@ -249,7 +255,13 @@ def aois(folder):
     region = box(0, 0, 12, 40)
     frame = geopandas.GeoDataFrame(geometry=[region], crs=UTM)
     frame.to_file(folder / "aoi.geojson", driver="GeoJSON")
-    return [region, frame, frame.to_crs(4326), folder / "aoi.geojson", Grid(40, 12, north_up(1.0, y=Y + 40), UTM)]
+    return [
+        region,
+        frame,
+        frame.to_crs(4326),
+        folder / "aoi.geojson",
+        Grid(40, 12, north_up(1.0, y=Y + 40), UTM),
+    ]
 
 
 def test_only_the_area_of_interest_counts_however_it_is_given(tmp_path):
@@ -270,7 +282,9 @@ def test_both_a_scene_and_an_area_of_interest_bound_what_counts():
 def test_ground_marked_ignore_counts_for_nobody():
     pred, truth = two_classes()
     marked = geopandas.GeoDataFrame(
-        {"class_name": [*truth["class_name"], "ignore"]}, geometry=[*truth.geometry, box(10, 0, 10, 30)], crs=UTM
+        {"class_name": [*truth["class_name"], "ignore"]},
+        geometry=[*truth.geometry, box(10, 0, 10, 30)],
+        crs=UTM,
     )
     report = score(pred, marked, scene=grid())
     assert report.classes["a"].areas == AreaCounts(50, 0, 50)
@@ -319,14 +333,21 @@ def test_pixel_counts_equal_burnt_masks(turn):
         pixels = Grid(37, 61, pixels.transform @ pixels.transform.rotation(turn), UTM)
     xs, ys = pixels.xy(rows=rng.uniform(0, 37, (2, 30)), cols=rng.uniform(0, 61, (2, 30)))
     sides = [
-        layer(*[("ab"[i % 2], shapely.box(x, y, x + 3, y + 2)) for i, (x, y) in enumerate(zip(*side, strict=True))])
+        layer(
+            *[
+                ("ab"[i % 2], shapely.box(x, y, x + 3, y + 2))
+                for i, (x, y) in enumerate(zip(*side, strict=True))
+            ]
+        )
         for side in zip(xs, ys, strict=True)
     ]
     report = score(*sides, scene=pixels)
     found, real = (rasterize(side, like=pixels, classes=("a", "b")).data > 0 for side in sides)
     for plane, name in enumerate("ab"):
         expected = AreaCounts(
-            (found[plane] & real[plane]).sum(), (found[plane] & ~real[plane]).sum(), (real[plane] & ~found[plane]).sum()
+            (found[plane] & real[plane]).sum(),
+            (found[plane] & ~real[plane]).sum(),
+            (real[plane] & ~found[plane]).sum(),
         )
         assert report.classes[name].pixels == expected
 
@@ -343,7 +364,9 @@ def test_areas_and_pixels_of_masks_agree():
     report = score(*masks)
     for name in "ab":
         pixels, areas = report.classes[name].pixels, report.classes[name].areas
-        assert (areas.tp, areas.fp, areas.fn) == pytest.approx((4 * pixels.tp, 4 * pixels.fp, 4 * pixels.fn), rel=1e-9)
+        assert (areas.tp, areas.fp, areas.fn) == pytest.approx(
+            (4 * pixels.tp, 4 * pixels.fp, 4 * pixels.fn), rel=1e-9
+        )
         assert pixels.tp == (masks[0].data & masks[1].data)["ab".index(name)].sum()
 
 
@@ -411,7 +434,9 @@ def test_vector_files_and_folders_of_them(tmp_path):
 
 
 def test_a_file_without_the_field_is_refused(tmp_path):
-    path = save(geopandas.GeoDataFrame({"kind": ["a"]}, geometry=[box(0, 0, 4, 4)], crs=UTM), tmp_path / "t.gpkg")
+    path = save(
+        geopandas.GeoDataFrame({"kind": ["a"]}, geometry=[box(0, 0, 4, 4)], crs=UTM), tmp_path / "t.gpkg"
+    )
     with pytest.raises(LabelError, match="kind"):
         score(layer(), path, field="sort")
 

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from satseg.errors import CRSError, OutputError, UsageError
 from satseg.specs import sensor_spec
-from satseg.synthetic.spectra import BANDS, CENTRES_NM, VISIBLE
 from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
+from satseg.synthetic.spectra import BANDS, CENTRES_NM, VISIBLE
 from satseg.synthetic.townplan import plan_layout
 from satseg.vector.features import read_features
 

@@ -144,7 +144,7 @@ def whole_window(window: Window) -> Window:
         raise GridError(
             f"window {window} is empty or cuts pixels", hint="give whole, positive sizes", code="E-GRID-101"
         )
-    return window if edges == whole else Window(*whole)
+    return Window(*whole)
 
 
 def _assemble(plans: Sequence[FilePlan], pieces: Sequence[Pixels], *, count: int) -> Pixels:

@@ -159,12 +159,13 @@ class FilePlan:
     def _native(self, dataset: Dataset, window: Window) -> Pixels:
         """Return the file's own pixels of `window`, which lies inside it, scaled."""
         data, valid = read_native(dataset, self.file, self.bands, window=window)
+        if valid is not None:
+            data[:, ~valid] = 0  # before scaling: a sentinel such as -1.8e308 would overflow
         if any(band.is_scaled for band in self.bands):
             shape = (-1, 1, 1)
             data = data * np.reshape([band.scale for band in self.bands], shape)
             data += np.reshape([band.offset for band in self.bands], shape)
-        if valid is not None:
-            data[:, ~valid] = 0
+            data *= True if valid is None else valid
         # Resampled data keep the stored dtype up to the weighted sum, which reads it faster.
         return (data.astype(self.dtype, copy=False) if isinstance(self.mapping, Shift) else data), valid
 

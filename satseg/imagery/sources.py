@@ -180,6 +180,7 @@ def inspect(dataset: Dataset, path: str, *, bare: bool = False, src_crs: CRSLike
     for (value, dtype), usable in zip(stated[:1], nodatas, strict=False):
         if value is not None and usable is None:
             warnings.append(f"nodata {value:g} is no value of {dtype}; ignored")
+    descriptions = _descriptions(dataset, warnings)
     colours = tuple(colour.name for colour in dataset.colorinterp)
     coded = tuple(_is_coded(dataset, index, colour) for index, colour in enumerate(colours, start=1))
     if any(coded):
@@ -188,7 +189,7 @@ def inspect(dataset: Dataset, path: str, *, bare: bool = False, src_crs: CRSLike
     return SourceFile(
         path=path, driver=str(dataset.driver), grid=grid, placed=placed, dtypes=dtypes, nodatas=nodatas,
         scales=tuple(map(float, dataset.scales)), offsets=tuple(map(float, dataset.offsets)),
-        descriptions=_descriptions(dataset, warnings), colours=colours, coded=coded,
+        descriptions=descriptions, colours=colours, coded=coded,
         alpha=alpha, mask=_mask_kind(dataset.mask_flag_enums),
         blocks=tuple(dataset.block_shapes[0]), overviews=tuple(dataset.overviews(1)),
         warnings=tuple(f"{path}: {text}" for text in warnings),
@@ -232,10 +233,11 @@ def check_places(files: Sequence[SourceFile]) -> None:
 def _descriptions(dataset: Dataset, warnings: list[str]) -> tuple[str, ...]:
     """Return the cleaned band descriptions; none, and a word in `warnings`, when they are not UTF-8."""
     try:
-        return tuple(clean_name(text) for text in dataset.descriptions)
+        found: tuple[str | None, ...] = dataset.descriptions
     except UnicodeDecodeError:
         warnings.append("its band descriptions are not UTF-8; ignored")
-        return ("",) * dataset.count
+        found = (None,) * len(dataset.dtypes)
+    return tuple(clean_name(text) for text in found)
 
 
 def _place(

@@ -80,11 +80,22 @@ def object_counts(
         `iou` is out of range.
     """
     if not 0 < iou <= 1:
-        raise UsageError(f"an IoU threshold of {iou} is not in 0..1", hint="0.5 is usual")
-    found, real = sound(pred), sound(truth)
-    pairs = match_objects(found, real, iou=iou)
+        raise UsageError(f"an IoU threshold of {iou} is not in 0..1", hint="0.5 is usual", code="E-USE-065")
     regions = [None if region is None else sound(region) for region in (aoi, ignore)]
-    found_counts, real_counts = (_is_counted(layer, *regions) for layer in (found, real))
+    return paired_counts(sound(pred), sound(truth), iou=iou, aoi=regions[0], ignore=regions[1])
+
+
+def paired_counts(
+    pred: Geometries,
+    truth: Geometries,
+    *,
+    iou: float = IOU,
+    aoi: Geometries | None = None,
+    ignore: Geometries | None = None,
+) -> ObjectCounts:
+    """Return what `object_counts` does, of arrays of polygons known to be valid."""
+    pairs = match_objects(pred, truth, iou=iou)
+    found_counts, real_counts = (_is_counted(layer, aoi, ignore) for layer in (pred, truth))
     tp = int(np.count_nonzero(found_counts[pairs[:, 0]] | real_counts[pairs[:, 1]]))
     found_counts[pairs[:, 0]] = real_counts[pairs[:, 1]] = False
     return ObjectCounts(tp, int(np.count_nonzero(found_counts)), int(np.count_nonzero(real_counts)))
@@ -153,9 +164,7 @@ def _augment(
             return
 
 
-def _move_along(
-    truth: int, asked_by: dict[int, int], *, held: dict[int, int], owner: dict[int, int]
-) -> None:
+def _move_along(truth: int, asked_by: dict[int, int], *, held: dict[int, int], owner: dict[int, int]) -> None:
     """Give `truth` to who asked for it, what that one held to who asked for that, and so on."""
     free: int | None = truth
     while free is not None:
@@ -165,9 +174,7 @@ def _move_along(
         free = previous
 
 
-def _is_counted(
-    features: Geometries, aoi: Geometries | None, ignore: Geometries | None
-) -> NDArray[np.bool_]:
+def _is_counted(features: Geometries, aoi: Geometries | None, ignore: Geometries | None) -> NDArray[np.bool_]:
     """Return where a feature's representative point lies in `aoi` and in no `ignore`."""
     counted = np.ones(len(features), bool)
     points = shapely.STRtree(shapely.point_on_surface(features))

@@ -22,7 +22,7 @@ from satseg.progress import Progress, silent
 from satseg.scoring.cells import Geometries, pooled_areas
 from satseg.scoring.jaccard import AreaCounts
 from satseg.scoring.layers import UNNAMED, Layer
-from satseg.scoring.objects import object_counts
+from satseg.scoring.objects import paired_counts
 from satseg.scoring.overlay import MAX_SIDE_PX, Drawing
 from satseg.scoring.pairs import AoiSource, LayerSource, Pair, SceneSource, read_pairs
 from satseg.scoring.pixels import layer_pixel_counts
@@ -156,7 +156,7 @@ def _score_pair(
         scores[name] = ClassScore(
             AreaCounts(*pooled_areas(found, real, aoi=aoi, ignore=unseen)),
             None if pixels is None else pixels[name],
-            object_counts(found, real, aoi=aoi, ignore=unseen) if objects else None,
+            paired_counts(found, real, aoi=aoi, ignore=unseen) if objects else None,
             truth_features=len(real),
             predicted_features=len(found),
             empty=empty,

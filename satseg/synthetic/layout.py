@@ -1,11 +1,11 @@
 """The things of a generated scene and the curved street frame that they stand in.
 
 A layout is plain geometry in local metres (x right, y up, origin at the scene's lower left corner):
-flat patches, buildings, tree crowns, vehicles. It is drawn by `satseg.synthetic.rendering` and labelled by
-`satseg.synthetic` from the same polygons, which is what makes the labels exact. Streets, lots and
-fields are boxes in a frame (s along the main road, t across it) that is bent by two sine waves, so
-that nothing is straight and yet nothing can cross itself; a random street graph was rejected
-because its leftover shapes look like nothing on Earth.
+flat patches, buildings, tree crowns, vehicles. It is drawn by `rendering` and labelled by `scene`
+from the same polygons, which is what makes the labels exact. Streets, lots and fields are boxes in
+a frame (s along the main road, t across it) that is bent by two sine waves, so that nothing is
+straight and yet nothing can cross itself; a random street graph was rejected because its leftover
+shapes look like nothing on Earth.
 """
 
 from __future__ import annotations

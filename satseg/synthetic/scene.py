@@ -27,9 +27,9 @@ from satseg.crs import CRSLike, describe, parse_crs
 from satseg.errors import CRSError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.writer import write_raster
-from satseg.synthetic.layout import Layout
 from satseg.output import check_writable
 from satseg.raster import Raster
+from satseg.synthetic.layout import Layout
 from satseg.synthetic.rendering import draw
 from satseg.synthetic.spectra import BANDS
 from satseg.synthetic.townplan import plan_layout

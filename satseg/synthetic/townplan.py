@@ -19,7 +19,18 @@ from shapely import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from satseg.synthetic.blocks import Block, flats, homes, park, sports, vehicle, water_patches, works
-from satseg.synthetic.layout import Crown, Layout, Patch, Rows, StreetFrame, Vehicle, blob, combine, crown, grove
+from satseg.synthetic.layout import (
+    Crown,
+    Layout,
+    Patch,
+    Rows,
+    StreetFrame,
+    Vehicle,
+    blob,
+    combine,
+    crown,
+    grove,
+)
 
 MAIN_HALF_M, STREET_HALF_M, LANE_HALF_M, TRACK_HALF_M = 4.2, 3.1, 2.6, 2.0
 """Half widths of the main road, town streets, the country lane and dirt tracks."""
