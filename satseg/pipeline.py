@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-from collections.abc import Iterator
 
 import geopandas
 
 from satseg.errors import InputError, OutputError, UsageError
 from satseg.imagery.scene import Scene, open_scene
-from satseg.learning.bundle import Model, load_model
+from satseg.imagery.writer import check_raster_target
+from satseg.learning.bundle import Model, load_model, resolve_device
 from satseg.learning.detection import DetectOptions, Products, outlines, thresholds_of
 from satseg.learning.grounds import LabelsLike, Pair, PathLike, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
@@ -65,15 +65,18 @@ def train(
     UsageError, InputError, LabelError, BandError, OutputError
         Before training starts, for anything wrong with options, data or outputs.
     """
-    from satseg.learning.recipe import build_learner, finished_model  # Lightning: seconds that detect need not pay
-    from satseg.learning.training import fit
-
     run = RunConfig.from_options(options, base=config)
+    resolve_device(run.train.device)
     pairs = _open_pairs(data or run.data.scenes, run)
     valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run)
     if output is not None:
+        _check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
     prepared = prepare(pairs, valid_pairs, run)
+    # Lightning takes seconds to import: neither detection nor a refusal need pay them.
+    from satseg.learning.recipe import build_learner, finished_model
+    from satseg.learning.training import fit
+
     learner = build_learner(prepared, run)
     with _run_folder(run_dir, output, run, resume=resume, overwrite=overwrite) as folder:
         outcome = fit(learner, prepared, folder=folder, resume=resume, progress=progress)
@@ -144,7 +147,8 @@ def detect(
         check_target(output, crs=work.grid.crs, overwrite=overwrite)
     for path in (mask, scores):
         if path is not None:
-            check_writable(path, overwrite=overwrite)
+            check_raster_target(path, overwrite=overwrite)
+    _check_apart(output, mask, scores)
     with tempfile.TemporaryDirectory(prefix=".satseg-", dir=_scratch(output, mask, scores)) as scratch:
         products = Products.plan(work.grid.crop(window), _path(mask), _path(scores), Path(scratch))
         tiles = chosen.tiles(loaded, work, window, progress)
@@ -172,6 +176,21 @@ def _path(path: PathLike | None) -> Path | None:
 def _scratch(*outputs: PathLike | None) -> Path | None:
     """Folder for temporary rasters: beside the first output, which has the room; else the system's."""
     return next((Path(path).parent for path in outputs if path is not None), None)
+
+
+def _check_apart(*outputs: PathLike | None) -> None:
+    """Refuse one name for two outputs: the second would replace the first."""
+    names = [os.path.abspath(path) for path in outputs if path is not None]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(f"{repeated[0]} is to be two outputs at once", hint="give each its own name", code="E-USE-023")
+
+
+def _check_model_name(path: PathLike) -> None:
+    if Path(path).suffix.lower() != ".safetensors":
+        raise UsageError(
+            f"{os.fspath(path)}: models are written as .safetensors only", hint="end the name so", code="E-USE-022"
+        )
 
 
 def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:

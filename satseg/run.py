@@ -45,6 +45,7 @@ class DataOptions(BaseModel):
     classes: tuple[str, ...] | None = Field(None, description="names in order; all values of the field when left out")
     class_spec: str | None = Field(None, description="a class list of data_specs or a file: names, colours, clean-up")
     sensor: str | None = Field(None, description="sensor spec that names the bands")
+    allow_driver: tuple[str, ...] = Field((), description="GDAL drivers that may open scenes too, such as VRT")
     bands: tuple[str, ...] | None = Field(None, description="bands to use; all of the first scene when left out")
     gsd: float | None = Field(None, gt=0, description="working resolution in metres; that of the coarsest scene")
     unlabelled: Literal["background", "ignore"] = "background"
@@ -150,7 +151,7 @@ class RunConfig(BaseModel):
             if value is not None:
                 content.setdefault(_section_of(name), {})[name] = value
         if "minutes" in options or "steps" in options:
-            _drop_other_budget(content["train"], options)
+            _drop_other_budget(content.setdefault("train", {}), options)
         return cls._validated(content, None)
 
     @classmethod

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from rasterio.windows import Window
 from satseg.errors import CRSError, GridError, InputError, SatsegError
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.scene import open_scene
+from satseg.imagery.sources import inspect
 from tests.factories import ORIGIN, noise, north_up, write_tiff
 
 VRT = """<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1">
@@ -186,6 +188,21 @@ def test_descriptions_in_another_encoding_are_left_out_and_said(tmp_path):
 def test_complex_pixels(tmp_path):
     with refusal("E-IN-108"):
         open_scene(write_tiff(tmp_path / "a.tif", noise(1, 4, 4).astype("complex64")))
+
+
+def test_a_file_without_bands():
+    with refusal("E-IN-107"):
+        inspect(SimpleNamespace(dtypes=()), "a.tif")
+
+
+def test_a_damaged_crs():
+    class Damaged(SimpleNamespace):
+        @property
+        def crs(self):
+            raise rasterio.errors.CRSError("the WKT ends early")
+
+    with refusal("E-CRS-104", CRSError):
+        inspect(Damaged(dtypes=("uint8",)), "a.tif")
 
 
 def test_a_name_no_file_can_have():

@@ -18,17 +18,37 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 output_option = click.option("-o", "--output", required=True, type=click.Path(), help="File to write.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-sensor_option = click.option("--sensor", metavar="NAME", help="Sensor spec that names the bands; a name or a TOML file.")
-src_crs_option = click.option("--src-crs", metavar="CRS", help="CRS of scenes that state none, such as EPSG:32633.")
+src_crs_option = click.option(
+    "--src-crs", metavar="CRS", help="CRS of files that state none, such as EPSG:32633."
+)
 field_option = click.option("--field", metavar="NAME", help="Label attribute that holds the class.")
-classes_option = click.option("--classes", metavar="A,B", callback=lambda *a: split(a[2]), help="Class names in order.")
+classes_option = click.option(
+    "--classes", metavar="A,B", callback=lambda *a: split(a[2]), help="Class names in order."
+)
 scene_files_option = click.option(
     "--scene-files", metavar="A,B", callback=lambda *a: split(a[2]), help="One scene in several files."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-bounds_option = click.option(
-    "--bounds", type=float, nargs=4, metavar="LEFT BOTTOM RIGHT TOP", help="Only this part of the scene."
-)
+
+
+def opening_options(command: Command) -> Command:
+    """Add the options that say how scenes are opened: --sensor, --src-crs, --allow-driver."""
+    command = click.option(
+        "--allow-driver", multiple=True, metavar="NAME",
+        help="GDAL driver that may open scenes too, such as VRT; what it reads is then up to the file.",
+    )(command)  # fmt: skip
+    command = src_crs_option(command)
+    return click.option(
+        "--sensor", metavar="NAME", help="Sensor spec that names the bands; a name or a TOML file."
+    )(command)
+
+
+def opening(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what `opening_options` added out of `options`, as keywords of `open_scene`."""
+    from satseg.imagery.drivers import DEFAULT_DRIVERS
+
+    drivers = (*DEFAULT_DRIVERS, *options.pop("allow_driver"))
+    return {"sensor": options.pop("sensor"), "src_crs": options.pop("src_crs"), "drivers": drivers}
 
 
 def split(text: str | None) -> tuple[str, ...] | None:

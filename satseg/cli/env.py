@@ -10,7 +10,7 @@ import click
 
 from satseg.cli.common import json_option, print_json
 
-PACKAGES = ("satseg", "numpy", "rasterio", "shapely", "geopandas", "pyogrio", "pyproj", "torch", "lightning", "safetensors")
+PACKAGES = ("numpy", "rasterio", "shapely", "geopandas", "pyogrio", "pyproj", "torch", "lightning", "safetensors")
 
 
 @click.command("env")
@@ -31,9 +31,11 @@ def _facts() -> dict[str, Any]:
     import rasterio
     import torch
 
+    from satseg import __version__
     from satseg.crs import proj_data_problem
 
-    facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    facts: dict[str, Any] = {"satseg": __version__, "python": platform.python_version()}
+    facts["system"] = platform.platform()
     facts |= {name: importlib.metadata.version(name) for name in PACKAGES}
     facts["GDAL of rasterio"] = rasterio.__gdal_version__
     facts["GDAL of pyogrio"] = ".".join(map(str, pyogrio.__gdal_version__))

@@ -1,24 +1,27 @@
 """The `satseg` command: a group of sub-commands, one file each, and how it ends.
 
 Sub-commands parse, call one library function and print; heavy imports stand inside them, so that
-``--help`` stays instant. Results go to stdout, logs and progress to stderr. Every SatsegError ends as
+``--help`` stays instant. Results go to stdout, logs and progress to stderr. Whatever goes wrong ends as
 one line with its own exit status; a traceback is shown with ``-vv`` only.
 """
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import logging
-import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 import click
 
-from satseg.errors import SatsegError
+from satseg.errors import SatsegError, UsageError
 
 COMMANDS = {
     "info": "What a scene is: grid, CRS, bands, nodata, sensor, warnings.",
@@ -31,8 +34,10 @@ COMMANDS = {
     "demo": "Make a scene, train, detect, export, score: the whole chain.",
     "env": "Versions, both GDALs, PROJ health, devices.",
 }
-VERBOSE = 2
+TRACEBACKS = 2
 """Number of -v from which tracebacks are shown."""
+NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click (8.2 and later) raises in place of printing the help of a bare command."""
 
 
 class LazyGroup(click.Group):
@@ -47,6 +52,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"satseg.cli.{cmd_name}").command
+        if all(param.name != "verbose" for param in command.params):
+            command.params += _verbosity_options()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,6 +71,30 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _verbosity_options() -> list[click.Parameter]:
+    """Return -v and -q, which stand before a sub-command or after it."""
+    return [
+        click.Option(
+            ["-v", "--verbose"], count=True, expose_value=False, callback=_speak,
+            help="Say more; -vv shows tracebacks.",
+        ),
+        click.Option(
+            ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_speak,
+            help="Say nothing but results and errors.",
+        ),
+    ]  # fmt: skip
+
+
+def _speak(ctx: click.Context, option: click.Parameter, value: int) -> None:
+    """Add -v or -q to what was said before, and set the logs and the way defects are shown by it."""
+    ctx.obj[option.name] += value
+    verbose, quiet = ctx.obj["verbose"], ctx.obj["quiet"]
+    steps = (logging.WARNING, logging.INFO, logging.DEBUG)
+    level = logging.ERROR if quiet else steps[min(verbose, TRACEBACKS)]
+    logging.getLogger("satseg").setLevel(level)
+    sys.excepthook = sys.__excepthook__ if verbose >= TRACEBACKS else _defect
+
+
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from satseg import __version__
@@ -72,22 +103,17 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+@click.group(
+    cls=LazyGroup,
+    params=_verbosity_options(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
-@click.pass_context
-def cli(ctx: click.Context, verbose: int, quiet: bool) -> None:
+def cli() -> None:
     """From multispectral scenes to scored, georeferenced polygons."""
-    ctx.obj = {"verbose": verbose, "quiet": quiet}
-    level = logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="satseg: %(levelname)s: %(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("satseg").setLevel(level)
-    if verbose < VERBOSE:
-        sys.excepthook = _one_line
 
 
-def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Report a defect of ours in one line; ``-vv`` keeps Python's traceback instead."""
     text = str(error).strip().splitlines()
     click.echo(
@@ -97,42 +123,89 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
     )
 
 
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status (see `satseg.errors` for the numbers)."""
+    said = {"verbose": 0, "quiet": 0}
+    _write_utf8()
+    with _logs_on_stderr(), _sigterm_unwinds():
+        try:
+            cli.main(args=args, prog_name="satseg", standalone_mode=False, obj=said)
+        except SatsegError as error:
+            return _failed(error, traceback=said["verbose"] >= TRACEBACKS)
+        except click.ClickException as error:
+            return _misused(error)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("satseg: stopped", err=True)
+            return 128 + signal.SIGINT
+        except Terminated:
+            return 128 + signal.SIGTERM
+        except SystemExit:  # how click leaves when the reader of stdout has gone
+            return 128 + signal.SIGPIPE
+    return 0
+
+
+def _failed(error: SatsegError, *, traceback: bool = False) -> int:
+    message = " ".join(str(error).split())
+    click.echo(f"satseg: error: {message} [{error.code}]", err=True)
+    if traceback:
+        from traceback import print_exception
+
+        print_exception(error)
+    return error.exit_code
+
+
+def _misused(error: click.ClickException) -> int:
+    """Say in one line what click found wrong with the command, and where its help is."""
+    if isinstance(error, NO_ARGUMENTS):
+        error.show()
+        return error.exit_code
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    help_of = f"see {context.command_path} --help" if context else None
+    return _failed(UsageError(error.format_message().rstrip("."), hint=help_of, code="E-USE-000"))
+
+
+def _write_utf8() -> None:
+    """Make stdout and stderr take every character: an ASCII locale is no reason to fail at a name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
+
+
+class _LowerCase(logging.Formatter):
+    """``satseg: warning: ...``, like the errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"satseg: {record.levelname.lower()}: {record.getMessage()}"
+
+
+@contextmanager
+def _logs_on_stderr() -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LowerCase())
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 class Terminated(BaseException):
     """SIGTERM arrived; unwinds the stack so that half-written files are removed."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # cleaning up is not to be interrupted
     raise Terminated
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status (see `satseg.errors` for the numbers)."""
-    signal.signal(signal.SIGTERM, _terminate)
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = cli.main(args=args, prog_name="satseg", standalone_mode=False)
-    except SatsegError as error:
-        return _failed(error)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("satseg: stopped", err=True)
-        return 128 + signal.SIGINT
-    except Terminated:
-        return 128 + signal.SIGTERM
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return result if isinstance(result, int) else 0
-
-
-def _failed(error: SatsegError) -> int:
-    message = " ".join(str(error).split())
-    click.echo(f"satseg: error: {message} [{error.code}]", err=True)
-    context = click.get_current_context(silent=True)
-    verbose = "-vv" in sys.argv if context is None else context.obj["verbose"] >= VERBOSE
-    if verbose:
-        import traceback
-
-        traceback.print_exception(error)
-    return error.exit_code
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

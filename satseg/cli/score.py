@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from satseg.cli.common import classes_option, field_option, scene_argument
+
+if TYPE_CHECKING:
+    from satseg.scoring.report import EmptyRule
 
 
 @click.command("score")
 @click.argument("prediction", type=click.Path(), metavar="PRED")
 @click.argument("truth", type=click.Path())
 @field_option
+@click.option("--truth-field", metavar="NAME", help="That of TRUTH, where the two differ.")
 @classes_option
 @click.option("--aoi", type=click.Path(), help="Vector file of the area that counts.")
 @click.option("--scene", type=click.Path(), help="Scene whose footprint counts, and whose pixels are counted.")
@@ -23,12 +28,13 @@ from satseg.cli.common import classes_option, field_option, scene_argument
 @click.option("--html", "html_path", type=click.Path(), metavar="FILE", help="Write a page with overlays.")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def command(
-    prediction: str, truth: str, field: str | None, classes: tuple[str, ...] | None, aoi: str | None,
-    scene: str | None, by: str, empty: str, json_path: str | None, html_path: str | None, overwrite: bool,
+    prediction: str, truth: str, field: str | None, truth_field: str | None, classes: tuple[str, ...] | None,
+    aoi: str | None, scene: str | None, by: str, empty: str, json_path: str | None, html_path: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Jaccard of PRED against TRUTH on exact polygon areas and on pixels, and object F1.
 
-    Both are vector files or masks, or folders of them paired by name. --field names the class in TRUTH.
+    Both are vector files or masks, or folders of them paired by name. --field names the attribute that holds
+    the class; where a layer lacks it, its class_name serves.
     """
     from satseg.output import check_writable, write_text
     from satseg.scoring.score import score
@@ -36,12 +42,10 @@ def command(
     for path in (json_path, html_path):
         if path not in (None, "-"):
             check_writable(str(path), overwrite=overwrite)
-    opened = None
-    if scene is not None:
-        from satseg.imagery.scene import open_scene
-
-        opened = open_scene(scene_argument(scene))
-    report = score(prediction, truth, aoi=aoi, scene=opened, field=field, classes=classes, empty=empty)
+    report = score(
+        prediction, truth, aoi=aoi, scene=_scene(scene), field=field, truth_field=truth_field, classes=classes,
+        empty=cast("EmptyRule", empty),
+    )  # fmt: skip
     if html_path:
         report.to_html(html_path, overwrite=overwrite)
     if json_path == "-":
@@ -49,4 +53,13 @@ def command(
     else:
         if json_path:
             write_text(json_path, report.to_json() + "\n", overwrite=overwrite)
-        click.echo(report.table(by=by), file=sys.stdout)
+        click.echo(report.table(by=by))
+
+
+def _scene(text: str | None) -> Any:
+    """The scene as typed: a file, several files of one scene, or a folder of scenes paired by name."""
+    if text is None or Path(text).is_dir():
+        return text
+    from satseg.imagery.scene import open_scene
+
+    return open_scene(scene_argument(text))

@@ -10,12 +10,11 @@ from satseg.cli.common import (
     classes_option,
     field_option,
     output_option,
+    opening_options,
     overwrite_option,
     progress_bar,
     scene_argument,
-    sensor_option,
     split,
-    src_crs_option,
 )
 
 
@@ -23,23 +22,27 @@ from satseg.cli.common import (
 @click.argument("run_file", required=False, type=click.Path(), metavar="[RUN.toml]")
 @click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
 @click.option("-o", "--output", type=click.Path(), help="Model file to write (.safetensors).")
-@click.option("--data", nargs=2, multiple=True, type=click.Path(), metavar="SCENE LABELS", help="Learn from these.")
-@click.option("--valid-data", nargs=2, multiple=True, type=click.Path(), metavar="SCENE LABELS", help="Validate on these.")
+@click.option("--data", nargs=2, multiple=True, metavar="SCENE LABELS", help="Learn from these; may be repeated.")
+@click.option("--valid-data", nargs=2, multiple=True, metavar="SCENE LABELS", help="Validate on these.")
 @field_option
 @classes_option
 @click.option("--class-spec", metavar="NAME", help="Class list of data_specs, or a TOML file.")
-@sensor_option
-@src_crs_option
-@click.option("-b", "--bands", callback=lambda *a: split(a[2]), metavar="A,B", help="Bands to use, by name.")
+@opening_options
+@click.option(
+    "-b", "--bands", callback=lambda *a: split(a[2]), metavar="A,B",
+    help="Bands to use, by name or by number from 1 in the first scene.",
+)
 @click.option("--minutes", type=float, help="Budget in minutes (10 when neither this nor --steps is given).")
 @click.option("--steps", type=int, help="Budget in optimiser steps.")
 @click.option("--gsd", type=float, metavar="M", help="Working resolution in metres.")
-@click.option("--unlabelled", type=click.Choice(["background", "ignore"]), help="What ground without a label is.")
+@click.option(
+    "--unlabelled", type=click.Choice(["background", "ignore"]), help="What ground without a label is."
+)
 @click.option("--seed", type=int)
 @click.option("--device", metavar="auto|cpu|cuda[:i]")
 @click.option("--chip", type=int, help="Side of a training chip in pixels.")
 @click.option("--batch", type=int, help="Chips per step.")
-@click.option("--run-dir", type=click.Path(), help="Folder for checkpoints and logs; beside the model by default.")
+@click.option("--run-dir", type=click.Path(), help="Folder for checkpoints and logs; beside the model if not given.")
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--print-config", is_flag=True, help="Print the whole run file and stop.")
 @overwrite_option
@@ -52,9 +55,10 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     from satseg.run import RunConfig
 
     if run_file is not None and "=" in run_file:
-        run_file, overrides = None, (run_file, *overrides)
+        overrides, run_file = (run_file, *overrides), None
     keys = ("output", "data", "valid_data", "run_dir", "resume", "overwrite", "print_config")
     call: dict[str, Any] = {key: given.pop(key) for key in keys}
+    given["allow_driver"] = given["allow_driver"] or None
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)
     if call.pop("print_config"):
@@ -68,4 +72,4 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
         call[key] = [(scene_argument(scene), labels) for scene, labels in call[key]]
     with progress_bar(ctx) as progress:
         model = train(call.pop("data"), config=config, progress=progress, **call)
-    click.echo(model.summary())
+    click.echo(f"{call['output']}\n{model.summary()}")

@@ -27,11 +27,13 @@ GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_MAX_RETRY": "3",
-    # Bytes. Holds a row of 512-blocks of a scene 30 000 pixels wide with 8 bands of uint16; GDAL's own
-    # choice, 5 % of memory, grows with the machine and not with the need.
-    "GDAL_CACHEMAX": 256 * 2**20,
     # GDAL_DISABLE_READDIR_ON_OPEN keeps its default: side-cars (.msk, .ovr, .aux.xml) carry masks and places.
 }
+# GDAL's block cache in MiB: holds a row of 512-blocks of a scene 30 000 pixels wide with 8 bands of uint16.
+# Its own choice, 5 % of memory, grows with the machine and not with the need. The cache is one for the whole
+# process and sized when first used, so it is set here and not in `gdal_env`, which would have every thread
+# resize it with every read; whoever sets the variable first is obeyed.
+os.environ.setdefault("GDAL_CACHEMAX", "256")
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"II*\x00", "GTiff"),
     (b"MM\x00*", "GTiff"),

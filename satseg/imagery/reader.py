@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +19,7 @@ from rasterio.windows import Window
 
 from satseg.errors import GridError
 from satseg.grid import SNAP_PX
-from satseg.imagery.drivers import gdal_env
+from satseg.imagery.drivers import DEFAULT_DRIVERS, gdal_env, is_remote
 from satseg.imagery.mapping import with_pixels
 from satseg.imagery.reading import FilePlan, Pixels, plan_reads, read_native
 from satseg.imagery.sources import Dataset, SourceFile
@@ -48,6 +49,11 @@ class SceneReader:
         self.scene = scene
         self._opener = opener
         self._dtype = scene.dtype
+        # Options of the environment concern other drivers and networks; entering it costs like a small read.
+        plain = all(
+            source.file.driver in DEFAULT_DRIVERS and not is_remote(source.path) for source in scene.sources
+        )
+        self._env: Callable[[], AbstractContextManager[object]] = nullcontext if plain else gdal_env
         self._plans: dict[tuple[str, ...], tuple[FilePlan, ...]] = {}
         self._handles: dict[tuple[int, int], Handles] = {}
 
@@ -95,17 +101,19 @@ class SceneReader:
         window = whole_window(window)
         names = self.scene.bands if bands is None else tuple(bands)
         plans = self._plans.get(names) or self._plan(names)
-        with gdal_env():
+        with self._env():
             pieces = [plan.read(self._dataset(plan.file), window) for plan in plans]
         data, valid = _assemble(plans, pieces, count=len(names))
-        return Raster(data, self.scene.grid.crop(window), names, valid)  # type: ignore[arg-type]
+        if valid is None:  # one True seen everywhere: writing a plane of them costs a tenth of a fast read
+            valid = np.broadcast_to(np.True_, data.shape[1:])
+        return Raster(data, self.scene.grid.crop(window), names, valid)
 
     def overview(self, bands: Sequence[str], *, height: int, width: int) -> Raster:
         """Return `bands`, all of one file, decimated to `height` x `width` from overviews: for pictures."""
         sources = self.scene.select(bands).sources
         file = sources[0].file
         own = file.grid
-        with gdal_env():
+        with self._env():
             data, valid = read_native(
                 self._dataset(file), file, sources, window=own.window, out_shape=(height, width)
             )

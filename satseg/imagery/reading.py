@@ -225,7 +225,7 @@ def read_native(
     except (RasterioError, OSError) as error:
         raise InputError(
             f"rows {window.row_off} to {window.row_off + window.height}, columns {window.col_off} to "
-            f"{window.col_off + window.width} cannot be read: {error}",
+            f"{window.col_off + window.width} cannot be read: {error.__cause__ or error}",
             hint="the file is damaged or cut short", code="E-IN-106", path=file.path,
         ) from error  # fmt: skip
     if file.alpha is not None:

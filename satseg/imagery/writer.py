@@ -29,17 +29,18 @@ from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from satseg.crs import CRSLike, describe, same_crs, to_pyproj
+from satseg.crs import CRSLike, describe, parse_crs, same_crs, to_pyproj
 from satseg.errors import GridError, OutputError, UsageError
 from satseg.grid import Grid, overlap, slices
 from satseg.imagery.drivers import choose_drivers
 from satseg.imagery.geotiff import BLOCK, Layout, blocks_are_there, free_value, rgba
 from satseg.imagery.maskfile import MaskFile, band_names
 from satseg.imagery.scene import open_dataset
-from satseg.output import AtomicOutput
+from satseg.output import AtomicOutput, check_writable
 from satseg.raster import Raster
 
 PathLike = str | os.PathLike[str]
+GEOTIFF_SUFFIXES = (".tif", ".tiff")
 
 SAMPLES, SAMPLE_SIDE = 64, 128
 """How many written windows are compared after closing, and how many of their rows and columns."""
@@ -119,6 +120,7 @@ class RasterWriter:
         state = self._state
         with ExitStack() as stack:
             out = stack.enter_context(state.output)
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=state.layout.cache_bytes()))
             with self._guard(), _quiet(self.grid):
                 state.dataset = rasterio.open(out.temporary, "w", **state.layout.profile())
             stack.callback(self._abandon)
@@ -210,10 +212,9 @@ class RasterWriter:
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Bound GDAL's cache inside the block, and turn its errors into an OutputError."""
+        """Turn errors of GDAL into an OutputError."""
         try:
-            with rasterio.Env(GDAL_CACHEMAX=self._state.layout.cache_bytes()):
-                yield
+            yield
         except OutputError:
             raise
         except _FAILURES as error:
@@ -287,6 +288,25 @@ def _quiet(grid: Grid) -> Iterator[None]:
         yield
 
 
+def check_raster_target(path: PathLike, *, overwrite: bool = False) -> None:
+    """Raise what writing a GeoTIFF at `path` would raise; run before long work.
+
+    Raises
+    ------
+    UsageError
+        The suffix is that of another format (E-USE-209).
+    OutputError
+        As `check_writable`.
+    """
+    if os.path.splitext(path)[1].lower() not in GEOTIFF_SUFFIXES:
+        raise UsageError(
+            f"{os.fspath(path)}: rasters are written as GeoTIFF only",
+            hint=f"end the name with {' or '.join(GEOTIFF_SUFFIXES)}",
+            code="E-USE-209",
+        )
+    check_writable(path, overwrite=overwrite)
+
+
 def write_raster(
     raster: Raster, path: PathLike, *, overwrite: bool = False, nodata: float | None = None, **options: Any
 ) -> None:
@@ -326,8 +346,10 @@ def write_raster(
 
 
 @contextmanager
-def open_mask(path: PathLike) -> Iterator[MaskFile]:
+def open_mask(path: PathLike, *, src_crs: CRSLike | None = None) -> Iterator[MaskFile]:
     """Open a GeoTIFF of masks or scores for reading in windows, whatever its size.
+
+    `src_crs` is the CRS of a file that states none.
 
     Raises
     ------
@@ -339,7 +361,7 @@ def open_mask(path: PathLike) -> Iterator[MaskFile]:
     with open_dataset(name, drivers) as dataset:
         yield MaskFile(
             path=name,
-            grid=Grid(dataset.height, dataset.width, dataset.transform, dataset.crs),
+            grid=Grid(dataset.height, dataset.width, dataset.transform, dataset.crs or parse_crs(src_crs)),
             names=tuple(band_names(dataset.descriptions)),
             nodata=dataset.nodata,
             block_rows=dataset.block_shapes[0][0],

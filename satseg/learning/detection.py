@@ -26,6 +26,7 @@ from satseg.learning.bundle import Model
 from satseg.learning.inference import TileScores, Tiling, check_halo, predict_tiles
 from satseg.progress import Progress
 from satseg.specs import suggest
+from satseg.vector.finish import Cleaning
 from satseg.vector.polygonize import polygonize_file
 
 INVALID = 255
@@ -70,6 +71,7 @@ class DetectOptions:
             raise UsageError(f"tta {self.tta!r} is neither 'none' nor 'd4'", code="E-USE-021")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UsageError(f"threshold {self.threshold} is not between 0 and 1", code="E-USE-021")
+        Cleaning(self.min_area or 0.0, 0.0, self.simplify)  # refuses sizes that make no sense
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> DetectOptions:
@@ -88,12 +90,11 @@ class DetectOptions:
 
     def tiles(self, model: Model, scene: Scene, window: Window, progress: Progress) -> Iterator[TileScores]:
         """Scores of `window`, tile by tile."""
-        check_halo(model, model.halo if self.halo is None else self.halo)
         tiling = Tiling(self.tile, self.halo, self.batch_size)
+        check_halo(model, model.halo if self.halo is None else self.halo)
         return predict_tiles(
             model, scene, window=window, tiling=tiling, amp=self.amp, flips=self.tta == "d4", progress=progress
         )
-
 
 
 @dataclass(frozen=True, slots=True)

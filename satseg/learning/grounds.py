@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.errors import BandError, InputError, LabelError, UsageError
+from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
@@ -71,7 +72,11 @@ def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
     """`scene`, opened with the sensor and CRS of `options` when it is not open yet."""
     if isinstance(scene, Scene):
         return scene
-    return open_scene(scene, sensor=options.sensor, src_crs=options.src_crs)
+    drivers = (*DEFAULT_DRIVERS, *options.allow_driver)
+    opened = open_scene(scene, sensor=options.sensor, src_crs=options.src_crs, drivers=drivers)
+    for text in opened.warnings:
+        log.warning("%s", text)
+    return opened
 
 
 def open_pair(scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, options: DataOptions) -> Pair:
@@ -165,7 +170,8 @@ def _areas_m2(ground: Ground, k: int) -> NDArray[np.float64]:
 
 
 def _common_bands(pairs: Sequence[Pair], options: DataOptions) -> tuple[str, ...]:
-    wanted = options.bands or pairs[0].scene.bands
+    first = pairs[0].scene
+    wanted = tuple(_by_number(name, first) for name in options.bands or first.bands)
     for pair in pairs:
         missing = [name for name in wanted if name not in pair.scene.bands]
         if missing:
@@ -174,7 +180,13 @@ def _common_bands(pairs: Sequence[Pair], options: DataOptions) -> tuple[str, ...
                 hint="name them alike with --sensor, or choose some with --bands",
                 code="E-BAND-010",
             )
-    return tuple(wanted)
+    return wanted
+
+
+def _by_number(band: str, scene: Scene) -> str:
+    """`band`, or what the band of that number (from 1) is called in `scene`."""
+    numbered = band not in scene.bands and band.isdecimal() and 1 <= int(band) <= len(scene.bands)
+    return scene.bands[int(band) - 1] if numbered else band
 
 
 def _working_gsd(pairs: Sequence[Pair], options: DataOptions) -> float | None:

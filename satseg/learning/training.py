@@ -283,7 +283,8 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     chips, tiles = _loaders(learner, prepared)
     with _quiet():
         trainer = _trainer(learner, folder, [*_checkpoints(folder), _Reporter(progress)])
-        trainer.fit(learner, chips, tiles, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
+        with _interrupts():
+            trainer.fit(learner, chips, tiles, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
         steps, seconds = trainer.global_step, learner.budget.elapsed_s
         restore(learner, folder / "best.ckpt")
         trainer.validate(learner, tiles, verbose=False)
@@ -358,6 +359,17 @@ def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> light
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Let Ctrl-C be KeyboardInterrupt for our callers; Lightning answers it with ``sys.exit(1)``."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.crs import CRSLike, describe, same_crs, to_pyproj
-from satseg.errors import CRSError, LabelError
+from satseg.errors import CRSError, LabelError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.labels import CLASS_FIELD, SINGLE_CLASS, class_labels
 from satseg.imagery.writer import open_mask
@@ -122,11 +122,18 @@ def read_layer(source: LayerLike, *, field: str | None = None, role: str = "laye
     ------
     InputError, LabelError
         The file is missing or damaged, has no such field, or no polygons but other geometries.
+    UsageError
+        `source` is something else, or a raster of scores.
     """
     if isinstance(source, Raster):
         return _raster_layer(source)
     if isinstance(source, geopandas.GeoDataFrame):
         return _vector_layer(source, field, role)
+    if not isinstance(source, str | os.PathLike):
+        kind = type(source).__name__
+        raise UsageError(
+            f"a {kind} is no {role}", hint="give a GeoDataFrame, a Raster or a file", code="E-USE-066"
+        )
     if Path(source).suffix.lower() in RASTER_SUFFIXES:
         return _mask_file_layer(source)
     features = _read_file(source, field)
@@ -166,7 +173,7 @@ def strip_windows(grid: Grid, *, rows: int, block_rows: int = 1) -> Iterator[Win
 
 
 def _raster_layer(mask: Raster) -> Layer:
-    unknown = trace([~mask.valid], mask.grid)
+    unknown = trace([_unknown(mask)], mask.grid)
     return _outlined(polygonize(mask), mask.names, grid=mask.grid, unknown=unknown)
 
 
@@ -174,8 +181,19 @@ def _mask_file_layer(path: str | os.PathLike[str]) -> Layer:
     with open_mask(path) as mask:
         grid, names = mask.grid, mask.names
         strips = strip_windows(grid, rows=STRIP_PX // grid.width, block_rows=mask.block_rows)
-        unknown = trace((~mask.read(strip).valid for strip in strips), grid)
+        unknown = trace((_unknown(mask.read(strip)) for strip in strips), grid)
     return _outlined(polygonize_file(path), names, grid=grid, unknown=unknown)
+
+
+def _unknown(mask: Raster) -> NDArray[np.bool_]:
+    """Return where `mask` is not valid; scores, whose every pixel is above 0, are refused."""
+    if mask.data.dtype.kind == "f" and ((mask.data > 0) & (mask.data < 1)).any():
+        raise UsageError(
+            f"bands {mask.names} hold fractions: these are scores, not masks",
+            hint="make masks of them with threshold(0.5)",
+            code="E-USE-067",
+        )
+    return ~mask.valid
 
 
 def _outlined(

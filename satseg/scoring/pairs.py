@@ -159,7 +159,11 @@ def _spread(source: Any, names: list[str], role: str) -> dict[str, Any]:
             raise UsageError(fault, hint="name them like the truth", code="E-USE-064")
         return {name: several[name] for name in names}
     if len(several) not in (1, len(names)):
-        raise UsageError(f"{len(several)} {role} for {len(names)} pairs", code="E-USE-064")
+        raise UsageError(
+            f"{len(several)} {role} for {len(names)} pairs",
+            hint="give one for each, or one for all (one scene in several files: open_scene them first)",
+            code="E-USE-064",
+        )
     return dict(zip(names, several * (len(names) if len(several) == 1 else 1), strict=True))
 
 

@@ -36,16 +36,19 @@ AoiLike: TypeAlias = "Ground | geopandas.GeoDataFrame | shapely.Geometry | str |
 SceneLike: TypeAlias = "Ground | str | os.PathLike[str]"
 
 
+MAX_LATTICE_PX = 2**32
+"""Beyond 65 536 pixels a side, a mask stretched to a far-away truth would count nothing for hours."""
 BLOCK_ROWS = 512
 """Strips of this many rows are whole blocks of nearly every file, so that none is decoded twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """Polygons whose union counts; `crs` None: that of the truth."""
+    """Polygons whose union counts; `bare` ones say nothing about their CRS and are in the truth's."""
 
     polygons: Geometries
     crs: pyproj.CRS | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +89,10 @@ class Place:
         return place if place.grid is not None else replace(place, grid=truth.grid or _extended(pred, truth))
 
     def counted(self, crs: pyproj.CRS | None, own: pyproj.CRS | None) -> Geometries | None:
-        """Return the area of interest in `crs`, polygons without one being in `own`; None: everywhere."""
+        """Return the area of interest in `crs`, bare geometries being in `own`; None: everywhere."""
         parts = [np.array([grid.footprint(crs)], dtype=object) for grid in self.footprints]
         if self.aoi is not None:
-            parts.append(move(self.aoi.polygons, self.aoi.crs or own, crs))
+            parts.append(move(self.aoi.polygons, own if self.aoi.bare else self.aoi.crs, crs))
         if len(parts) < 2:
             return parts[0] if parts else None
         common = shapely.intersection_all([shapely.union_all(part) for part in parts])
@@ -138,7 +141,7 @@ def _region(aoi: Any) -> Region:
     if isinstance(layer, geopandas.GeoDataFrame):
         crs = None if layer.crs is None else pyproj.CRS(layer.crs)
         return Region(sound(layer.geometry.to_numpy()), crs)
-    return Region(sound(layer))
+    return Region(sound(layer), bare=True)
 
 
 def _place_of(ground: Ground) -> Place:
@@ -163,7 +166,7 @@ def _invalid(ground: Scene | Raster) -> Iterator[NDArray[np.bool_]]:
 
 
 def _extended(pred: Layer, truth: Layer) -> Grid | None:
-    """Return the grid of a predicted mask, enlarged to hold all true polygons."""
+    """Return the grid of a predicted mask, enlarged to hold all true polygons; None beyond reason."""
     if pred.grid is None:
         return None
     known = truth.in_crs(pred.crs).polygons
@@ -174,4 +177,6 @@ def _extended(pred: Layer, truth: Layer) -> Grid | None:
     row0, col0 = min(0, int(np.floor(rows.min()))), min(0, int(np.floor(cols.min())))
     row1 = max(pred.grid.height, int(np.ceil(rows.max())))
     col1 = max(pred.grid.width, int(np.ceil(cols.max())))
+    if (row1 - row0) * (col1 - col0) > max(MAX_LATTICE_PX, pred.grid.height * pred.grid.width):
+        return None
     return pred.grid.crop(Window(col0, row0, col1 - col0, row1 - row0))

@@ -162,13 +162,15 @@ def _score_pair(
             empty=empty,
         )
     notes = [*pair.pred.warnings, *pair.truth.warnings, *_oddities(pred, truth, classes)]
+    if pixels is None and pred.grid is not None:
+        notes.append("the truth reaches too far beyond the predicted mask for a pixel score; give the scene")
     return SceneScore(pair.name, scores, _drawing(pair, place, classes)), notes
 
 
 def _systems(pair: Pair) -> list[CRSLike | None]:
     """Return the CRSs of everything with coordinates in the pair; a bare geometry has the truth's."""
     layers = [layer.crs for layer in (pair.truth, pair.pred) if len(layer.polygons) or layer.grid is not None]
-    regions = [region.crs for region in (pair.place.aoi,) if region is not None and region.crs is not None]
+    regions = [region.crs for region in (pair.place.aoi,) if region is not None and not region.bare]
     return [*layers, *regions, *(grid.crs for grid in pair.place.footprints)]
 
 

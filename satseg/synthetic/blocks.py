@@ -272,7 +272,7 @@ def _flat_roof(
     (x, y, angle), (long, wide) = place, size
     building = Building(
         wings=(Wing(x, y, long, wide, angle),),
-        material=str(rng.choice(["membrane", "bitumen", "zinc"], p=[0.4, 0.35, 0.25])),
+        material=str(rng.choice(["membrane", "bitumen", "zinc"], p=[0.5, 0.2, 0.3])),
         form="flat",
         eave_m=eave_m,
         shade=float(rng.uniform(0.8, 1.1)),

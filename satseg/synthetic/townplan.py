@@ -204,22 +204,21 @@ def _traffic(rng: Generator, plan: TownPlan) -> Layout:
 
 
 def _countryside(rng: Generator, plan: TownPlan) -> Layout:
-    """Two strips of fields with a track between them, then the river, then meadows and woods."""
-    bank = plan.river_t + 15
+    """Two strips of fields with tracks along them, then the river, then meadows and woods."""
+    bank, tracks = plan.river_t + 15, [plan.track_t]
+    if plan.track_t - bank > 45:  # a towpath, where it leaves room for fields
+        tracks.append(bank + 2)
+        bank += 6.5
     strips = [(plan.track_t + 4.5, -MAIN_HALF_M - 5.0), (bank, plan.track_t - 4.5)]
-    parts = [
-        _tracks(
-            [plan.frame.line((-plan.reach, plan.track_t), (plan.reach, plan.track_t)).buffer(TRACK_HALF_M)],
-            plan,
-        )
-    ]
+    lines = [plan.frame.line((-plan.reach, t), (plan.reach, t)) for t in tracks]
+    parts = [_tracks([line.buffer(TRACK_HALF_M) for line in lines])]
     for strip in strips:
         if strip[1] - strip[0] > 12:
             parts.append(_strip(rng, plan, strip))
     return combine([*parts, _river(rng, plan), _far_bank(rng, plan)])
 
 
-def _tracks(outlines: list[Polygon], plan: TownPlan) -> Layout:
+def _tracks(outlines: list[Polygon]) -> Layout:
     """Dirt tracks, with a strip of grass between the wheel ruts."""
     patches = []
     for outline in outlines:
@@ -248,10 +247,10 @@ def _strip(rng: Generator, plan: TownPlan, t: tuple[float, float]) -> Layout:
 
 def _divider(rng: Generator, plan: TownPlan, s: float, t: tuple[float, float]) -> Layout:
     chance = rng.random()
-    if chance < 0.3:
+    if chance < 0.4:
         line = plan.frame.line((s, t[0] - 4.5), (s, t[1] + 4.5))
-        return _tracks([line.buffer(TRACK_HALF_M)], plan)
-    if chance < 0.7:
+        return _tracks([line.buffer(TRACK_HALF_M)])
+    if chance < 0.75:
         places = np.arange(t[0] + 2, t[1] - 2, 5.5) + rng.uniform(-1, 1)
         kept = places[rng.random(len(places)) < 0.85]
         return Layout(
@@ -320,7 +319,9 @@ def _far_bank(rng: Generator, plan: TownPlan) -> Layout:
         if abs(centre[0] - plan.lane_s) < 34:
             continue
         if rng.random() < 0.6:
-            parts.append(_wood(rng, blob(rng, *plan.frame.at(*centre), radius=float(rng.uniform(22, 32)))))
+            parts.append(
+                _wood(rng, blob(rng, *plan.frame.at(*centre), radius=float(rng.uniform(22, 32)), rough=0.34))
+            )
         else:
             spots = rng.normal(0, 14, (int(rng.integers(3, 9)), 2)) + centre
             parts.append(

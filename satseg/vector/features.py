@@ -41,7 +41,7 @@ EDGE_M = 500.0
 """Longer edges are divided before a change of CRS: a straight line of 500 m in UTM lies within
 a centimetre of the straight line between its ends in longitude and latitude (500^2 / 8 / 6.4e6 m)."""
 _FAILURES = (DataSourceError, DataLayerError, pyarrow.ArrowException, ValueError, OSError)
-_QUIET = threading.Lock()
+_ONE_AT_A_TIME = threading.Lock()
 log = logging.getLogger(__name__)
 
 
@@ -163,11 +163,12 @@ def _read(path: PathLike, driver: str, layer: str | None) -> geopandas.GeoDataFr
             return geopandas.read_parquet(place)
         # The prefix keeps every other driver that takes JSON from opening it.
         source = f"{driver}:{place}" if driver.startswith("GeoJSON") else str(place)
-        layer = _only_layer(source, path) if layer is None else layer
-        found = pyogrio.read_info(source, layer=layer)["driver"]
-        if found != driver:
-            raise InputError(f"it is a {found} file, which is not read", code="E-IN-215", path=path)
-        table = pyogrio.read_dataframe(source, layer=layer, use_arrow=True)
+        with _warnings_logged():
+            layer = _only_layer(source, path) if layer is None else layer
+            found = pyogrio.read_info(source, layer=layer)["driver"]
+            if found != driver:
+                raise InputError(f"it is a {found} file, which is not read", code="E-IN-215", path=path)
+            table = pyogrio.read_dataframe(source, layer=layer, use_arrow=True)
     except InputError:
         raise
     except _FAILURES as error:
@@ -181,11 +182,16 @@ def _read(path: PathLike, driver: str, layer: str | None) -> geopandas.GeoDataFr
 
 def _only_layer(source: str, path: PathLike) -> str:
     layers = [str(name) for name, kind in pyogrio.list_layers(source) if kind is not None]
-    if len(layers) != 1:
+    if not layers:
         raise InputError(
-            f"it has {len(layers)} layers with geometries: {', '.join(layers) or 'none'}",
+            "it has no layer with geometries", hint="the file is damaged, or holds tables only", code="E-IN-217",
+            path=path,
+        )  # fmt: skip
+    if len(layers) > 1:
+        raise InputError(
+            f"it has {len(layers)} layers with geometries: {', '.join(layers)}",
             hint="name one with layer=",
-            code="E-IN-217",
+            code="E-IN-218",
             path=path,
         )
     return layers[0]
@@ -312,12 +318,14 @@ def _write(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path) -> Non
         )
     else:
         kind, promote = _geometry_type(table, form)
-        with _quiet(table.crs):
+        made = path.with_suffix(path.suffix.lower())  # GDAL would make a .shp of a .SHP, and then not find it
+        with _warnings_logged():
             pyogrio.write_dataframe(
-                table, path, layer=path.stem, driver=form.driver, use_arrow=True, geometry_type=kind,
+                table, made, layer=path.stem, driver=form.driver, use_arrow=True, geometry_type=kind,
                 promote_to_multi=promote, dataset_options=dict(form.dataset_options),
                 layer_options=dict(form.layer_options),
             )  # fmt: skip
+        made.replace(path)
 
 
 def _geometry_type(table: geopandas.GeoDataFrame, form: VectorFormat) -> tuple[str, bool]:
@@ -364,11 +372,14 @@ def _as_output_error(path: PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(crs: CRSLike | None) -> Iterator[None]:
-    """Keep pyogrio from warning that there is no CRS when there is none: callers say so themselves."""
-    if crs is not None:
+def _warnings_logged() -> Iterator[None]:
+    """Log what GDAL warns of inside the block, but for a missing CRS: callers say so themselves.
+
+    Warnings go through one list for all threads, so that one thread at a time gets in.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         yield
-        return
-    with _QUIET, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'crs' was not provided")
-        yield
+    for warning in caught:
+        if "'crs' was not provided" not in str(warning.message):
+            log.warning("%s", warning.message)

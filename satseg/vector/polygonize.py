@@ -20,6 +20,7 @@ from affine import Affine
 from numpy.typing import ArrayLike, NDArray
 from rasterio.windows import Window
 
+from satseg.crs import CRSLike
 from satseg.errors import BandError, GridError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.maskfile import MaskFile
@@ -113,7 +114,7 @@ def polygonize(
     return _layer(planes, raster.grid, values=values, cleaning=cleaning, class_ids=class_ids)
 
 
-def polygonize_file(
+def polygonize_file(  # noqa: PLR0913  each is an option of the command line or of detection
     path: PathLike,
     *,
     bands: Sequence[int | str] | None = None,
@@ -124,6 +125,7 @@ def polygonize_file(
     min_hole_m2: float | Mapping[str, float] = 0.0,
     simplify_m: float = 0.0,
     class_ids: Mapping[str, int] | Sequence[int] | None = None,
+    src_crs: CRSLike | None = None,
 ) -> geopandas.GeoDataFrame:
     """Return what `polygonize` returns for a mask file, without ever holding the whole mask.
 
@@ -139,6 +141,8 @@ def polygonize_file(
         Scores are the pixels of that file times this.
     values, min_area_m2, min_hole_m2, simplify_m, class_ids
         As in `polygonize`.
+    src_crs : optional
+        CRS of a mask that states none.
 
     Raises
     ------
@@ -148,11 +152,11 @@ def polygonize_file(
         As in `polygonize`.
     """
     with ExitStack() as stack:
-        mask = stack.enter_context(open_mask(path))
+        mask = stack.enter_context(open_mask(path, src_crs=src_crs))
         indexes = mask.indexes(bands)
         scores, channels = None, [0] * len(indexes)
         if scores_path is not None:
-            scores = stack.enter_context(open_mask(scores_path))
+            scores = stack.enter_context(open_mask(scores_path, src_crs=src_crs))
             channels = _score_channels(scores.names, scores.grid, mask.names, mask.grid)
         planes = [
             _Plane(mask.names[k], _file_strips(mask, k, scores, channels[k], score_scale)) for k in indexes

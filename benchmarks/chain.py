@@ -1,0 +1,149 @@
+"""From a scene to a file of polygons, against the network alone and against a plain script.
+
+The network is satseg's default UNet, trained for a moment so that its masks look like masks. "Forward
+alone" is that network on the very tiles that detection reads, already normalised and in memory: what is
+left of 1 is all that reading, normalising, thresholding, writing, outlining and saving cost. The plain
+script does what tutorials do with rasterio, torch and geopandas, on the same tiles. One torch thread, so
+that CPU-seconds are work and not waiting. Run as ``python -m benchmarks.chain``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import rasterio
+import torch
+from rasterio.features import shapes
+from rasterio.windows import Window
+
+from benchmarks.timing import Costs, Goal, Report, Run, interleave, parse, rounded
+from satseg import Model, Scene, detect, load_model, open_scene, train
+from satseg.grid import overlap, slices
+from satseg.imagery.tiling import Tile, plan_tiles
+from satseg.learning.inference import DEFAULT_TILE_PX, predict_tiles
+from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
+
+SIDE, QUICK_SIDE = 2048, 1024
+MINUTES, QUICK_MINUTES = 2.0, 0.3
+FORWARD, SCORES = "forward alone", "satseg, scores of every tile"
+OURS, PLAIN = "satseg detect to GeoPackage", "plain script to GeoPackage"
+
+
+def trained(folder: Path, minutes: float) -> Path:
+    """Return the file of a default model trained on a small scene."""
+    data = write_scene(make_scene(1), folder, stem="learn")
+    file = folder / "model.safetensors"
+    train([data], output=file, minutes=minutes, classes=SYNTHETIC_CLASSES, device="cpu")
+    return file
+
+
+def tiles_of(model: Model, scene: Scene) -> Iterator[Tile]:
+    """Yield the tiles that a detection with default options reads."""
+    stride, longest = model.network.stride, max(scene.grid.shape)
+    side = min(DEFAULT_TILE_PX, -(-longest // stride) * stride)
+    yield from plan_tiles(scene.grid, tile=side, halo=model.halo, align=stride)
+
+
+def inputs(model: Model, scene: Scene) -> list[torch.Tensor]:
+    """Return the network's input of every tile, (1, C, H, W) float32 channels_last."""
+    with scene.reader() as reader:
+        rasters = [reader.read(tile.read) for tile in tiles_of(model, scene)]
+    normal = (model.card.normalization.apply(raster.data, raster.valid) for raster in rasters)
+    return [torch.from_numpy(image)[None].contiguous(memory_format=torch.channels_last) for image in normal]
+
+
+@torch.inference_mode()
+def forward(model: Model, images: list[torch.Tensor]) -> None:
+    """Run the network, and nothing else."""
+    for image in images:
+        model.network(image)
+
+
+@torch.inference_mode()
+def plain_script(model: Model, path: Path, output: Path) -> int:
+    """Detect with rasterio, torch and geopandas alone; return the number of polygons."""
+    scene = open_scene(path)
+    with rasterio.open(path) as dataset:
+        mask = np.zeros((len(model.classes), *dataset.shape), np.uint8)
+        for tile in tiles_of(model, scene):
+            image = read_padded(dataset, tile.read)
+            normal = model.card.normalization.apply(image, (image != 0).any(axis=0))
+            scores = model.network(torch.from_numpy(normal)[None]).sigmoid()[0].numpy()
+            kept = scores[:, *slices(tile.keep, tile.read)]
+            levels = np.array(list(model.thresholds.values()), np.float32)[:, None, None]
+            mask[:, *slices(tile.keep, scene.grid.window)] = kept >= levels
+        mask[:, (dataset.read() == 0).all(axis=0)] = 0
+        transform, crs = dataset.transform, dataset.crs
+    features = [
+        {"geometry": outline, "properties": {"class_name": name}}
+        for name, plane in zip(model.classes, mask, strict=True)
+        for outline, _ in shapes(plane, plane > 0, 4, transform)
+    ]
+    geopandas.GeoDataFrame.from_features(features, crs=crs).to_file(output)
+    return len(features)
+
+
+def read_padded(dataset: rasterio.DatasetReader, window: Window) -> np.ndarray:
+    """Return the pixels of a window that may overhang the file; 0 outside."""
+    image = np.zeros((dataset.count, window.height, window.width), dataset.dtypes[0])
+    inside = overlap(window, Window(0, 0, dataset.width, dataset.height))
+    image[:, *slices(inside, window)] = dataset.read(window=inside)
+    return image
+
+
+def measured(options: argparse.Namespace) -> tuple[Costs, str]:
+    """Return the costs of every case, and what they were run on, in words."""
+    side, rounds = (QUICK_SIDE, 3) if options.quick else (SIDE, 7)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = options.model or trained(folder, QUICK_MINUTES if options.quick else MINUTES)
+        torch.set_num_threads(1)
+        model = load_model(file, "cpu")
+        path, _ = write_scene(make_scene(2, height=side, width=side), folder, stem="search")
+        scene = open_scene(path).select(model.bands)
+        images = inputs(model, scene)
+        found = len(detect(model, scene, output=folder / "ours.gpkg", min_area=0.0))
+        cases: dict[str, Run] = {
+            FORWARD: lambda: forward(model, images),
+            SCORES: lambda: sum(1 for _ in predict_tiles(model, scene)),
+            OURS: lambda: detect(model, path, output=folder / "ours.gpkg", min_area=0.0, overwrite=True),
+            PLAIN: lambda: plain_script(model, path, folder / "plain.gpkg"),
+        }
+        costs = interleave(cases, rounds=rounds)
+        same = plain_script(model, path, folder / "plain.gpkg")
+    read = sum(image.shape[-1] * image.shape[-2] for image in images) / side**2
+    return costs, (
+        f"{side} x {side} pixels, {len(model.bands)} bands uint16 (generated), {len(model.classes)} "
+        f"classes, default UNet in float32 on the CPU, {len(images)} tiles of {images[0].shape[-1]} pixels "
+        f"({read:.2f} times the scene, halos included); {found} polygons ({same} by the plain script). "
+        f"{rounded(rounds)}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    model = {"help": "a model file of satseg, in place of one trained for the occasion"}
+    options = parse(__doc__, model=model)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("LIGHTNING_DISABLE_TIPS", "1")
+    costs, method = measured(options)
+    header = ("case", "CPU s", "CPU time / forward", "forward / CPU time", "forward / wall time")
+    report = Report("Scene to polygons", method, header, ("torch", "geopandas", "pyogrio"))
+    for name in costs.runs:
+        shares = costs.ratio(FORWARD, name), costs.ratio(FORWARD, name, "wall")
+        report.rows.append((name, costs.median(name), costs.ratio(name, FORWARD), *shares))
+    report.goals.append(Goal("forward alone / detect, CPU time", costs.ratio(FORWARD, OURS).median, 0.9))
+    outside = (costs.median(OURS) - costs.median(FORWARD)) / (costs.median(PLAIN) - costs.median(FORWARD))
+    report.notes.append(f"Outside the network satseg takes {outside:.2f} of the plain script's CPU time.")
+    report.publish(options, "chain")
+
+
+if __name__ == "__main__":
+    main()
