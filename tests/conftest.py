@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 # Several torch threads on shared cores spin and slow small tests down many times over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from rasterio.windows import Window
+
 from satseg.errors import LabelError, UsageError
-from satseg.grid import overlap
+from satseg.grid import overlap, slices
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
 from satseg.learning.chips import ChipReader, ChipSampler, Ground, grown, hold_out, refuse_leaks
-
 from tests.worlds import squares
 
 
@@ -63,14 +63,26 @@ def test_balanced_chips_see_a_rare_class(tmp_path):
     assert shares[0.5] > 0.4
 
 
-def test_training_chips_keep_a_gap_from_held_blocks(ground):
-    held = hold_out(ground, share=0.2, chip=32, seed=1)
+@pytest.mark.parametrize("chip", [32, 128])
+def test_nothing_is_learnt_from_held_blocks_and_their_gap(ground, chip):
+    held = hold_out(ground, share=0.2, chip=chip, seed=1)
     assert held.held
-    assert held.gap == 8
-    sampler = ChipSampler([held], size=32, seed=0, balance=0.5)
-    for number in range(300):
+    assert held.gap >= 8
+    reader = ChipReader(held, cache_bytes=2**24, blank=True)
+    sampler = ChipSampler([held], size=chip, seed=0, balance=0.5)
+    seen = np.zeros((210, 333), bool)
+    for number in range(200):
         _, window = sampler.place(number)
-        assert all(overlap(window, grown(block, held.gap)) is None for block in held.held)
+        chipped = reader.read(window)
+        assert not chipped.image[:, ~chipped.valid].any()
+        assert not (chipped.labelled & ~chipped.valid).any()
+        inside = overlap(window, held.scene.grid.window)
+        rows, cols = slices(inside, held.scene.grid.window)
+        seen[rows, cols] |= chipped.valid[slices(inside, window)]
+    for block in held.held:
+        near = overlap(grown(block, held.gap), held.scene.grid.window)
+        assert not seen[slices(near, held.scene.grid.window)].any()
+    assert seen.mean() > 0.3
 
 
 def test_held_share_is_near_what_was_asked_and_carries_labels(ground):
@@ -82,7 +94,7 @@ def test_held_share_is_near_what_was_asked_and_carries_labels(ground):
 
 
 def test_scene_too_small_to_split_says_so(tmp_path):
-    path, labels = squares(tmp_path, height=60, width=70)
+    path, labels = squares(tmp_path, height=40, width=40)
     scene = open_scene(path)
     with pytest.raises(UsageError, match="too few"):
         hold_out(Ground(scene, LabelLayer.build(labels, scene.grid, ("a", "b"))), share=0.15, chip=64, seed=0)

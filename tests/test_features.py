@@ -176,15 +176,46 @@ def test_geojson_follows_rfc_7946(tmp_path: Path) -> None:
             assert part.exterior.is_ccw
 
 
-def test_geojson_splits_polygons_at_the_antimeridian(tmp_path: Path) -> None:
-    wide = shapely.box(800_000, -20_000, 860_000, 20_000)  # across 180 degrees in UTM zone 60
-    made = features_of([wide], 32660)
+@pytest.mark.parametrize(
+    ("wide", "crs"),
+    [
+        (shapely.box(800_000, -20_000, 860_000, 20_000), 32660),
+        (shapely.box(140_000, -20_000, 200_000, 20_000), 32601),
+        (shapely.box(-20_000, -20_000, 20_000, 20_000), "+proj=laea +lon_0=180 +datum=WGS84"),
+    ],
+)
+def test_geojson_splits_polygons_at_the_antimeridian(tmp_path: Path, wide: shapely.Polygon, crs: Any) -> None:
+    made = features_of([wide], crs)
     write_features(made, tmp_path / "a.geojson")
     back = read_features(tmp_path / "a.geojson")
     parts = shapely.get_parts(back.geometry)
     assert {tuple(np.sign(part.bounds[::2])) for part in parts} == {(1, 1), (-1, -1)}
     assert back.geometry.to_crs(6933).area.sum() == pytest.approx(wide.area, rel=0.01)
     assert all(part.bounds[2] - part.bounds[0] < 1 for part in parts)
+
+
+def test_geojson_keeps_a_small_box_in_degrees(tmp_path: Path) -> None:
+    # Columns 100..110, rows 200..220 of a scene with pixels of 2.7e-6 degrees; at 5 decimals J is 0.84.
+    x, y = 2.700736143e-6, 2.700119234e-6
+    box = shapely.box(100 * x, -220 * y, 110 * x, -200 * y)
+    write_features(features_of([box], 4326), tmp_path / "a.geojson")
+    back = read_features(tmp_path / "a.geojson").geometry[0]
+    assert box.intersection(back).area / box.union(back).area > 0.9999
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_without_geometry_are_written_and_dropped_when_read(tmp_path: Path, suffix: str) -> None:
+    made = features_of([*boxes(2)], 4326)
+    made.loc[0, "geometry"] = None
+    write_features(made, tmp_path / f"a{suffix}")
+    back = read_features(tmp_path / f"a{suffix}")
+    assert (len(back), back.attrs["dropped"]) == (1, 1)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet", ".csv"])
+def test_other_geometries_go_into_formats_that_take_them(tmp_path: Path, suffix: str) -> None:
+    write_features(table([shapely.Point(0, 0), shapely.box(0, 0, 1, 1)], 4326), tmp_path / f"a{suffix}")
+    assert read_features(tmp_path / f"a{suffix}").attrs["dropped"] == 1
 
 
 def test_long_straight_edges_stay_where_they_were_in_geojson(tmp_path: Path) -> None:
@@ -214,8 +245,8 @@ def test_geopackage_carries_a_style_with_a_colour_per_class(tmp_path: Path) -> N
         row = database.execute(query).fetchone()
         listed = database.execute("SELECT data_type FROM gpkg_contents ORDER BY table_name").fetchall()
     assert columns == [
-        "id", "f_table_catalog", "f_table_schema", "f_table_name", "f_geometry_column", "styleName", "styleQML",
-        "styleSLD", "useAsDefault", "description", "owner", "ui", "update_time",
+        "id", "f_table_catalog", "f_table_schema", "f_table_name", "f_geometry_column", "styleName",
+        "styleQML", "styleSLD", "useAsDefault", "description", "owner", "ui", "update_time",
     ]  # fmt: skip
     assert row[:3] == ("a", "geom", 1)
     assert listed == [("features",), ("attributes",)]

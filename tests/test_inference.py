@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
+
 from satseg.errors import BandError, GridError, UsageError
 from satseg.imagery.scene import open_scene
 from satseg.learning.inference import Tiling, check_halo, gather, predict_tiles, working_scene
-
 from tests.factories import noise, north_up, rotated, write_tiff
 from tests.worlds import BANDS, tiny_model
 
@@ -92,7 +92,9 @@ def test_one_nan_changes_nothing_beyond_the_reach(tmp_path):
 
 def test_rotated_and_unplaced_scenes_are_predicted(tmp_path):
     for name, transform, crs in (("r", rotated(30, 1.0), "EPSG:32633"), ("n", north_up(1.0), None)):
-        scene = open_scene(write_tiff(tmp_path / f"{name}.tif", noise(2, 33, 47), transform=transform, crs=crs, descriptions=BANDS))
+        pixels = noise(2, 33, 47)
+        path = write_tiff(tmp_path / f"{name}.tif", pixels, transform=transform, crs=crs, descriptions=BANDS)
+        scene = open_scene(path)
         result = gather(predict_tiles(tiny_model(gsd_m=1.0), scene), scene.grid, scene.grid.window, ("a", "b"))
         assert result.grid.matches(scene.grid)
 

@@ -95,6 +95,19 @@ def test_a_pair_on_the_edge_counts_once_and_costs_nothing():
     assert object_counts([pred], [truth], aoi=shapely.box(0, 0, 10, 10)) == ObjectCounts(1, 0, 0)
 
 
+def test_a_roof_cut_by_the_edge_is_found_by_what_can_be_seen_of_it():
+    aoi, roof = shapely.box(0, 0, 10, 10), shapely.box(8, 0, 18, 4)
+    assert object_counts([shapely.box(8, 0, 10, 4)], [roof], aoi=aoi) == ObjectCounts(1, 0, 0)
+    assert object_counts([], [roof], aoi=aoi) == ObjectCounts(0, 0, 0)  # most of it was never seen
+
+
+def test_a_roof_with_a_gap_in_the_image_is_found_by_the_rest():
+    roof, gap = shapely.box(0, 0, 10, 4), [shapely.box(1, 0, 4, 9), shapely.box(3, 0, 9, 9)]
+    seen = [shapely.box(0, 0, 1, 4), shapely.box(9, 0, 10, 4)]
+    counts = object_counts([shapely.MultiPolygon(seen)], [roof], ignore=gap)
+    assert counts == ObjectCounts(1, 0, 0)
+
+
 def test_features_on_ignored_places_do_not_count():
     lost, kept = shapely.box(0, 0, 1, 1), shapely.box(5, 5, 6, 6)
     assert object_counts([lost, kept], [kept], ignore=[shapely.box(-1, -1, 2, 2)]) == ObjectCounts(1, 0, 0)

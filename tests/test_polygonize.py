@@ -179,7 +179,10 @@ def test_whole_floats_are_values_and_fractions_are_not() -> None:
     grid = Grid(1, 3, Affine.identity())
     found = polygonize(np.array([[1.0, np.nan, 3.0]]), grid=grid, values=True)
     assert found.class_name.tolist() == ["1", "3"]
-    assert code_of(polygonize, np.array([[1.5, 0, 0]]), grid=grid, values=True) == "E-USE-202"
+    for wrong in (1.5, 1e300):
+        assert code_of(polygonize, np.array([[wrong, 0, 0]]), grid=grid, values=True) == "E-USE-202"
+    found = polygonize(np.array([[np.inf, -np.inf, 3.0]]), grid=grid, values=True)
+    assert found.class_name.tolist() == ["3"]
 
 
 def test_sizes_are_square_metres_by_class() -> None:
@@ -234,8 +237,21 @@ def test_some_bands_of_a_file_and_scaled_scores(tmp_path: Path) -> None:
         )
         assert set(found.class_name) == {"b"}
         assert found.score.unique().tolist() == [0.5]
+    assert set(polygonize_file(tmp_path / "m.tif", bands=[2]).class_name) == {"b"}
     assert code_of(polygonize_file, tmp_path / "m.tif", bands=[3]) == "E-BAND-204"
     assert code_of(polygonize_file, tmp_path / "none.tif") == "E-IN-101"
+
+
+def test_a_flood_of_polygons_is_told(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(polygonize_module, "FLOOD", 5)
+    polygonize(noise(grid_of("north-up")), grid=grid_of("north-up"))
+    assert "noise? A minimum area" in caplog.text
+
+
+def test_a_mask_without_crs_takes_the_one_it_is_told(tmp_path: Path) -> None:
+    grid = grid_of("pixel space")
+    write_raster(Raster(noise(grid), grid, ("a", "b")), tmp_path / "m.tif")
+    assert polygonize_file(tmp_path / "m.tif", src_crs=32633).crs.to_epsg() == 32633
 
 
 def test_what_does_not_fit_together_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from satseg.errors import UsageError
 from satseg.run import RunConfig
 

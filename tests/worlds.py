@@ -12,12 +12,12 @@ import numpy as np
 import shapely
 import torch
 from affine import Affine
+
 from satseg.imagery.normalization import Normalization
 from satseg.learning.bundle import Model, architecture_of
 from satseg.learning.card import BandCard, ModelCard
 from satseg.learning.unet import UNet, UNetConfig
 from satseg.specs import ClassItem
-
 from tests.factories import UTM, write_tiff
 
 BANDS = ("red", "nir")
@@ -42,7 +42,9 @@ def squares(
     return path, geopandas.GeoDataFrame({"class_name": names}, geometry=rows, crs=crs)
 
 
-def tiny_model(*, classes: tuple[str, ...] = ("a", "b"), seed: int = 0, gsd_m: float | None = None, **network: object) -> Model:
+def tiny_model(
+    *, classes: tuple[str, ...] = ("a", "b"), seed: int = 0, gsd_m: float | None = None, **network: object
+) -> Model:
     """An untrained model of `BANDS` whose scores vary from pixel to pixel."""
     arguments = {"width": 4, "depth": 3, "stem": 1, **network}
     config = UNetConfig(bands=len(BANDS), classes=len(classes), **arguments)  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ import click
 from satseg.cli.common import (
     classes_option,
     field_option,
-    output_option,
     opening_options,
     overwrite_option,
     progress_bar,

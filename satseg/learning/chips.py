@@ -5,8 +5,9 @@ so that workers, ranks and resumed runs all draw the same ones. Scenes are decod
 into a bounded cache, because random windows on a compressed file cost three times a sequential
 pass when every chip decodes its blocks again.
 
-Validation is a set of whole rectangles of ground, and training chips keep a gap from them. A split
-of shuffled chips would put neighbours, even overlapping ones, on both sides and flatter the score.
+Validation is a set of whole rectangles of ground. They and a gap around them are blanked out of
+training chips, so that not a pixel of them is learnt from, however small the scene. A split of
+shuffled chips would put neighbours, even overlapping ones, on both sides and flatter the score.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from satseg.imagery.scene import Scene, SceneReader
 BLOCK_PX = 256
 """Side of a cached block: a few file blocks, and at most nine of them under a 512-pixel chip."""
 DRAWS_PER_CHIP = 100
-"""Positions tried before a chip is taken from the scene at large; rejection is rare."""
+"""Positions tried before a mostly blank chip is taken after all; rejection is rare."""
+LEAST_FREE = 0.5
+"""Share of a chip that must be free of validation ground."""
+SMALLEST_BLOCK_PX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,9 @@ class Ground:
     labels : LabelLayer
         Classes and unlabelled areas, in the scene's CRS.
     held : tuple of Window
-        Rectangles of the scene's grid that no training chip may touch.
+        Rectangles of the scene's grid that are not learnt from.
     gap : int
-        Pixels between those rectangles and any training chip.
+        Pixels around those rectangles that are not learnt from either.
     """
 
     scene: Scene
@@ -55,9 +59,14 @@ class Ground:
     held: tuple[Window, ...] = ()
     gap: int = 0
 
-    def trainable(self, window: Window) -> bool:
-        """Whether `window` keeps its distance from everything held for validation."""
-        return all(overlap(window, grown(held, self.gap)) is None for held in self.held)
+    def closed(self, window: Window) -> list[Window]:
+        """Parts of `window` that are held for validation, or too near to it."""
+        parts = (overlap(window, grown(held, self.gap)) for held in self.held)
+        return [part for part in parts if part is not None]
+
+    def free_share(self, window: Window) -> float:
+        """Share of `window` that may be learnt from, 0..1 (overlapping gaps count twice)."""
+        return 1 - sum(part.height * part.width for part in self.closed(window)) / (window.height * window.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +100,13 @@ class ChipReader:
     ground : Ground
     cache_bytes : int
         The least recently used blocks are dropped beyond it.
+    blank : bool
+        Whether ground held for validation is made invalid and unlabelled: for training.
     """
 
-    def __init__(self, ground: Ground, *, cache_bytes: int) -> None:
+    def __init__(self, ground: Ground, *, cache_bytes: int, blank: bool = False) -> None:
         self.ground = ground
+        self._blank = blank
         self._reader: SceneReader = ground.scene.reader()
         self._cache: OrderedDict[tuple[int, int], Chip] = OrderedDict()
         self._room = cache_bytes
@@ -107,6 +119,10 @@ class ChipReader:
                 place = Window(col * BLOCK_PX, row * BLOCK_PX, BLOCK_PX, BLOCK_PX)
                 if overlap(place, self.ground.scene.grid.window) is not None:
                     _paste(self._block(row, col, place), place, chip, window)
+        for part in self.ground.closed(window) if self._blank else ():
+            rows, cols = slices(part, window)
+            chip.image[:, rows, cols] = 0
+            chip.valid[rows, cols] = chip.labelled[rows, cols] = False
         return chip
 
     def _empty(self, window: Window) -> Chip:
@@ -178,9 +194,9 @@ class ChipSampler:
         for _ in range(DRAWS_PER_CHIP):
             index, row, col = self._near_feature(rng) if near_feature else self._anywhere(rng)
             window = self._window(self.grounds[index], row, col)
-            if self.grounds[index].trainable(window):
-                return index, window
-        return self._first_free(rng)
+            if self.grounds[index].free_share(window) >= LEAST_FREE:
+                break
+        return index, window
 
     def _anywhere(self, rng: np.random.Generator) -> tuple[int, float, float]:
         index = int(rng.choice(len(self.grounds), p=self._shares))
@@ -200,22 +216,6 @@ class ChipSampler:
         left = min(max(math.floor(col - self.size / 2), 0), max(grid.width - self.size, 0))
         return Window(left, top, self.size, self.size)
 
-    def _first_free(self, rng: np.random.Generator) -> tuple[int, Window]:
-        for index in rng.permutation(len(self.grounds)):
-            ground = self.grounds[int(index)]
-            height, width = ground.scene.grid.shape
-            step = max(1, self.size // 4)
-            for row in range(0, height, step):
-                for col in range(0, width, step):
-                    window = self._window(ground, row, col)
-                    if ground.trainable(window):
-                        return int(index), window
-        raise UsageError(
-            f"no chip of {self.size} pixels fits beside the validation blocks",
-            hint="give smaller chips, more data or validation scenes of their own",
-            code="E-TRN-003",
-        )
-
 
 def _anchors_by_class(grounds: Sequence[Ground]) -> list[NDArray[np.float64]]:
     """Per class with any feature: (n, 3) of ground index, row, col of a point inside each."""
@@ -227,7 +227,7 @@ def _anchors_by_class(grounds: Sequence[Ground]) -> list[NDArray[np.float64]]:
             points = shapely.point_on_surface(np.asarray(geometries, dtype=object))
             rows, cols = grid.rowcol(xs=shapely.get_x(points), ys=shapely.get_y(points))
             inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
-            inside &= [ground.trainable(Window(int(c), int(r), 1, 1)) for r, c in zip(rows, cols, strict=True)]
+            inside &= [not ground.closed(Window(int(c), int(r), 1, 1)) for r, c in zip(rows, cols, strict=True)]
             found[k].append(np.column_stack([np.full(inside.sum(), index), rows[inside], cols[inside]]))
     merged = [np.concatenate(parts) for parts in found if parts]
     return [anchors for anchors in merged if len(anchors)]
@@ -243,29 +243,29 @@ def grown(window: Window, margin: int) -> Window:
 def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
     """`ground` with about `share` of its area held as whole blocks that carry labels, and a gap.
 
-    The scene is cut into blocks of one to eight chips a side, three of which make up `share`.
+    The scene is cut into blocks of at most eight chips a side, three of which make up `share`.
     Blocks are held one by one, each time the one that brings every class nearest to `share` of its
     features (ties in a seeded order), so that rare classes are both learnt and scored. The gap is
-    a quarter of a chip.
+    a quarter of a chip or block, whichever is smaller.
 
     Raises
     ------
     UsageError
-        The scene is too small to hold a block and keep a chip.
+        The scene is too small to be cut.
     """
     grid = ground.scene.grid
-    block = int(np.clip(math.sqrt(grid.height * grid.width * share / 3), chip, 8 * chip))
+    block = int(np.clip(math.sqrt(grid.height * grid.width * share / 3), SMALLEST_BLOCK_PX, 8 * chip))
     rows, cols = max(1, round(grid.height / block)), max(1, round(grid.width / block))
     if rows * cols < 3:
         raise UsageError(
             f"{ground.scene.name}: {grid.height} x {grid.width} pixels are too few to hold part of them for "
-            f"validation beside chips of {chip}",
-            hint="give --valid-data, or a smaller chip",
+            "validation",
+            hint="give --valid-data",
             code="E-TRN-003",
         )
     windows = [_cell(grid.height, grid.width, rows, cols, r, c) for r in range(rows) for c in range(cols)]
     chosen = _choose(_features_in(ground, windows), [w.height * w.width for w in windows], share=share, seed=seed)
-    return Ground(ground.scene, ground.labels, held=tuple(windows[i] for i in chosen), gap=chip // 4)
+    return Ground(ground.scene, ground.labels, held=tuple(windows[i] for i in chosen), gap=min(chip, block) // 4)
 
 
 def _choose(features: NDArray[np.float64], areas: Sequence[int], *, share: float, seed: int) -> list[int]:

@@ -79,7 +79,7 @@ class Chips(Dataset[Chip]):
     def __getitem__(self, number: int) -> Chip:
         index, window = self.sampler.place(number)
         if index not in self._readers:
-            self._readers[index] = ChipReader(self.sampler.grounds[index], cache_bytes=self._room)
+            self._readers[index] = ChipReader(self.sampler.grounds[index], cache_bytes=self._room, blank=True)
         return self._readers[index].read(window)
 
 

@@ -109,9 +109,7 @@ def polygonal(geometries: Geometries) -> Geometries:
     return found
 
 
-def _root(
-    pred: Geometries, truth: Geometries, aoi: Geometries | None, ignore: Geometries | None
-) -> Cell | None:
+def _root(pred: Geometries, truth: Geometries, aoi: Geometries | None, ignore: Geometries | None) -> Cell | None:
     both = np.concatenate([pred, truth])
     if not len(both):
         return None

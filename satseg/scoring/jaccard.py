@@ -101,9 +101,7 @@ def pixel_counts(
     return tp, predicted - tp, actual - tp
 
 
-def _plane_counts(
-    pred: NDArray[Any], truth: NDArray[Any], valid: NDArray[np.bool_] | None
-) -> tuple[int, int, int]:
+def _plane_counts(pred: NDArray[Any], truth: NDArray[Any], valid: NDArray[np.bool_] | None) -> tuple[int, int, int]:
     """Pixels in both, in `pred`, in `truth`."""
     both = predicted = actual = 0
     step = max(1, CHUNK_PX // max(1, pred.shape[1]))

@@ -131,9 +131,7 @@ def read_layer(source: LayerLike, *, field: str | None = None, role: str = "laye
         return _vector_layer(source, field, role)
     if not isinstance(source, str | os.PathLike):
         kind = type(source).__name__
-        raise UsageError(
-            f"a {kind} is no {role}", hint="give a GeoDataFrame, a Raster or a file", code="E-USE-066"
-        )
+        raise UsageError(f"a {kind} is no {role}", hint="give a GeoDataFrame, a Raster or a file", code="E-USE-066")
     if Path(source).suffix.lower() in RASTER_SUFFIXES:
         return _mask_file_layer(source)
     features = _read_file(source, field)
@@ -196,9 +194,7 @@ def _unknown(mask: Raster) -> NDArray[np.bool_]:
     return ~mask.valid
 
 
-def _outlined(
-    features: geopandas.GeoDataFrame, classes: tuple[str, ...], *, grid: Grid, unknown: Geometries
-) -> Layer:
+def _outlined(features: geopandas.GeoDataFrame, classes: tuple[str, ...], *, grid: Grid, unknown: Geometries) -> Layer:
     if len(classes) == 1 and classes[0] == "band_1":  # a band without a description
         features, classes = features.assign(class_name=UNNAMED), (UNNAMED,)
     names = features["class_name"].to_numpy(dtype=object)
@@ -265,7 +261,5 @@ def _class_names(features: geopandas.GeoDataFrame, field: str | None, role: str)
             return class_labels(features[name])
     if field is not None and len(features):
         columns = [name for name in features.columns if name != features.geometry.name]
-        raise LabelError(
-            f"{role} has no field {field!r}, only {columns}", hint="give one of these", code="E-LAB-030"
-        )
+        raise LabelError(f"{role} has no field {field!r}, only {columns}", hint="give one of these", code="E-LAB-030")
     return np.full(len(features), UNNAMED, dtype=object)

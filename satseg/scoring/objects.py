@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from satseg.errors import UsageError
 from satseg.scoring.cells import Geometries, sound
+from satseg.vector.finish import repair
 
 IOU = 0.5
 """The threshold of PASCAL VOC and SpaceNet."""
@@ -62,9 +63,10 @@ def object_counts(
 ) -> ObjectCounts:
     """Return how many features of one class were found, invented and missed.
 
-    Features are compared whole, also where they reach over the edge of the area of interest. An
-    unpaired feature counts when its representative point lies in the area and in no ignored place;
-    a pair when that holds for one of its two.
+    Features are compared by their parts inside the area of interest and outside ignored places, so
+    that a roof cut by the edge of a scene is found by what could be seen of it. An unpaired feature
+    counts when the representative point of the whole lies there, a pair when that holds for one of
+    its two.
 
     Parameters
     ----------
@@ -94,7 +96,8 @@ def paired_counts(
     ignore: Geometries | None = None,
 ) -> ObjectCounts:
     """Return what `object_counts` does, of arrays of polygons known to be valid."""
-    pairs = match_objects(pred, truth, iou=iou)
+    parts = [_visible_parts(layer, aoi, ignore) for layer in (pred, truth)]
+    pairs = match_objects(*parts, iou=iou)
     found_counts, real_counts = (_is_counted(layer, aoi, ignore) for layer in (pred, truth))
     tp = int(np.count_nonzero(found_counts[pairs[:, 0]] | real_counts[pairs[:, 1]]))
     found_counts[pairs[:, 0]] = real_counts[pairs[:, 1]] = False
@@ -108,9 +111,7 @@ def match_objects(pred: Geometries, truth: Geometries, *, iou: float = IOU) -> N
     return _largest_matching(pairs[order])
 
 
-def _close_pairs(
-    pred: Geometries, truth: Geometries, iou: float
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _close_pairs(pred: Geometries, truth: Geometries, iou: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Return pairs (n, 2) whose IoU reaches `iou`, and their IoU.
 
     IoU >= t means an intersection of at least t / (1 + t) of the summed areas. Neither polygon's
@@ -145,9 +146,7 @@ def _largest_matching(pairs: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.array(sorted(held.items()), dtype=np.intp).reshape(-1, 2)
 
 
-def _augment(
-    start: int, wanted: dict[int, list[int]], *, held: dict[int, int], owner: dict[int, int]
-) -> None:
+def _augment(start: int, wanted: dict[int, list[int]], *, held: dict[int, int], owner: dict[int, int]) -> None:
     """Find `start` a partner, moving owners along the shortest chain; changes `held` and `owner`."""
     asked_by: dict[int, int] = {}
     queue = deque([start])
@@ -172,6 +171,25 @@ def _move_along(truth: int, asked_by: dict[int, int], *, held: dict[int, int], o
         previous = held.get(pred)
         held[pred], owner[free] = free, pred
         free = previous
+
+
+def _visible_parts(features: Geometries, aoi: Geometries | None, ignore: Geometries | None) -> Geometries:
+    """Return what of each feature lies in `aoi` and in no `ignore`; an empty polygon where nothing does."""
+    parts, cut = features.copy(), np.zeros(len(features), bool)
+    if aoi is not None:
+        region = shapely.union_all(aoi)
+        shapely.prepare(region)
+        cut = ~shapely.covers(region, parts)
+        parts[cut] = shapely.intersection(parts[cut], region)
+    if ignore is not None and len(ignore):
+        rows, near = shapely.STRtree(ignore).query(parts, predicate="intersects")
+        touched, starts = np.unique(rows, return_index=True)  # rows come in order
+        for row, hidden in zip(touched, np.split(near, starts)[1:], strict=True):
+            parts[row] = shapely.difference(parts[row], shapely.union_all(ignore[hidden]))
+        cut[touched] = True
+    parts[cut] = repair(parts[cut])[0]  # cuts leave points and lines, on which GEOS overlays fail
+    parts[shapely.is_missing(parts)] = shapely.Polygon()
+    return parts
 
 
 def _is_counted(features: Geometries, aoi: Geometries | None, ignore: Geometries | None) -> NDArray[np.bool_]:

@@ -120,9 +120,7 @@ def _summary(report: Report) -> str:
 def _table(report: Report, by: str) -> str:
     head, *rows = report.rows(by)
     totals = [score.areas for score in report.classes.values()]
-    areas: list[AreaCounts] = (
-        totals if by == "class" else [scene.total.areas for scene in report.scenes.values()]
-    )
+    areas: list[AreaCounts] = totals if by == "class" else [scene.total.areas for scene in report.scenes.values()]
     bars = [_bar(counts) for counts in (*areas, sum(totals, AreaCounts()))]
     top = _row(head, "th", '<th>TP <span title="false positives">FP</span> FN</th>')
     lines = "".join(_row(row, "td", f"<td>{bar}</td>") for row, bar in zip(rows, bars, strict=True))

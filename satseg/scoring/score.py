@@ -224,9 +224,7 @@ def _touching(polygons: Geometries, aoi: Geometries | None) -> Geometries:
     return found
 
 
-def _pixels(
-    pair: Pair, place: Place, classes: tuple[str, ...], ignore: str
-) -> Mapping[str, AreaCounts] | None:
+def _pixels(pair: Pair, place: Place, classes: tuple[str, ...], ignore: str) -> Mapping[str, AreaCounts] | None:
     if place.grid is None:
         return None
     crs = None if place.grid.crs is None else pyproj.CRS(place.grid.crs.to_wkt())

@@ -323,9 +323,16 @@ def _write(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path) -> Non
             pyogrio.write_dataframe(
                 table, made, layer=path.stem, driver=form.driver, use_arrow=True, geometry_type=kind,
                 promote_to_multi=promote, dataset_options=dict(form.dataset_options),
-                layer_options=dict(form.layer_options),
+                layer_options=_layer_options(table, form),
             )  # fmt: skip
         made.replace(path)
+
+
+def _layer_options(table: geopandas.GeoDataFrame, form: VectorFormat) -> dict[str, str]:
+    options = dict(form.layer_options)
+    if form.driver == "FlatGeobuf" and table.geometry.isna().any():
+        options["SPATIAL_INDEX"] = "NO"  # an index of nothing is refused
+    return options
 
 
 def _geometry_type(table: geopandas.GeoDataFrame, form: VectorFormat) -> tuple[str, bool]:

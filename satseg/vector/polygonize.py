@@ -7,6 +7,7 @@ edge; holes are kept; every polygon is valid; burning the polygons back restores
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +36,11 @@ Strip = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.floating[Any]] | None]
 """Some rows of one band: pixels (h, W), where they are valid (h, W), their scores (h, W)."""
 STRIP_PIXELS = 2**21
 """Pixels traced at a time: a few megabytes of working memory, and rows long enough for numpy."""
+MAX_WHOLE = 2.0**53
+"""Beyond this a float is always a whole number and says nothing."""
+FLOOD = 1_000_000
+"""More polygons of one band than this are more likely noise than things."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ def polygonize_file(  # noqa: PLR0913  each is an option of the command line or 
     with ExitStack() as stack:
         mask = stack.enter_context(open_mask(path, src_crs=src_crs))
         indexes = mask.indexes(bands)
-        scores, channels = None, [0] * len(indexes)
+        scores, channels = None, [0] * mask.count
         if scores_path is not None:
             scores = stack.enter_context(open_mask(scores_path, src_crs=src_crs))
             channels = _score_channels(scores.names, scores.grid, mask.names, mask.grid)
@@ -239,6 +245,12 @@ def _layer(
         polygons = _geometries(outlines, grid.transform, dense=values and cleaning.simplify_m > 0)
         classes = None if values else (ids[plane.name], plane.name)
         found.append(_cleaned(outlines, polygons, classes, measure, cleaning))
+        if len(found[-1].polygons) > FLOOD:
+            log.warning(
+                "%d polygons in band %s: noise? A minimum area keeps them out",
+                len(found[-1].polygons),
+                plane.name,
+            )
     polygons = _joined([part.polygons for part in found])
     return as_features(
         polygons,
@@ -279,10 +291,12 @@ def _value_labels(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any
     """Return the pixel values as labels, 0 where invalid."""
     labels = np.where(valid, pixels, np.zeros((), pixels.dtype))
     if np.issubdtype(pixels.dtype, np.floating):
-        labels = np.nan_to_num(labels, nan=0.0)
-        if np.any(labels != np.rint(labels)):
+        labels = np.where(np.isfinite(labels), labels, 0)
+        if np.any((labels != np.rint(labels)) | (np.abs(labels) > MAX_WHOLE)):
             raise UsageError(
-                "pixel values are fractions, not class numbers", hint="leave out --values", code="E-USE-202"
+                "pixel values are fractions or huge, not class numbers",
+                hint="leave out --values",
+                code="E-USE-202",
             )
         return labels.astype(np.int64)
     return labels.view(np.uint8) if labels.dtype == bool else labels
