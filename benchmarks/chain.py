@@ -13,7 +13,6 @@ import argparse
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import geopandas
@@ -26,7 +25,7 @@ from rasterio.windows import Window
 from benchmarks.timing import Costs, Goal, Report, Run, interleave, parse, rounded
 from satseg import Model, Scene, detect, load_model, open_scene, train
 from satseg.grid import overlap, slices
-from satseg.imagery.tiling import Tile, plan_tiles
+from satseg.imagery.tiling import plan_tiles
 from satseg.learning.inference import DEFAULT_TILE_PX, predict_tiles
 from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
 
@@ -44,19 +43,14 @@ def trained(folder: Path, minutes: float) -> Path:
     return file
 
 
-def tiles_of(model: Model, scene: Scene) -> Iterator[Tile]:
-    """Yield the tiles that a detection with default options reads."""
-    stride, longest = model.network.stride, max(scene.grid.shape)
-    side = min(DEFAULT_TILE_PX, -(-longest // stride) * stride)
-    yield from plan_tiles(scene.grid, tile=side, halo=model.halo, align=stride)
-
-
 def inputs(model: Model, scene: Scene) -> list[torch.Tensor]:
-    """Return the network's input of every tile, (1, C, H, W) float32 channels_last."""
-    with scene.reader() as reader:
-        rasters = [reader.read(tile.read) for tile in tiles_of(model, scene)]
-    normal = (model.card.normalization.apply(raster.data, raster.valid) for raster in rasters)
-    return [torch.from_numpy(image)[None].contiguous(memory_format=torch.channels_last) for image in normal]
+    """Return what a detection feeds the network, in order: (1, C, H, W) float32, channels_last."""
+    images: list[torch.Tensor] = []
+    hook = model.network.register_forward_pre_hook(lambda _, given: images.append(given[0].clone()))
+    for _ in predict_tiles(model, scene):
+        pass
+    hook.remove()
+    return images
 
 
 @torch.inference_mode()
@@ -69,16 +63,16 @@ def forward(model: Model, images: list[torch.Tensor]) -> None:
 @torch.inference_mode()
 def plain_script(model: Model, path: Path, output: Path) -> int:
     """Detect with rasterio, torch and geopandas alone; return the number of polygons."""
-    scene = open_scene(path)
+    grid = open_scene(path).grid
     with rasterio.open(path) as dataset:
         mask = np.zeros((len(model.classes), *dataset.shape), np.uint8)
-        for tile in tiles_of(model, scene):
+        for tile in plan_tiles(grid, tile=DEFAULT_TILE_PX, halo=model.halo, align=model.stride):
             image = read_padded(dataset, tile.read)
             normal = model.card.normalization.apply(image, (image != 0).any(axis=0))
             scores = model.network(torch.from_numpy(normal)[None]).sigmoid()[0].numpy()
             kept = scores[:, *slices(tile.keep, tile.read)]
             levels = np.array(list(model.thresholds.values()), np.float32)[:, None, None]
-            mask[:, *slices(tile.keep, scene.grid.window)] = kept >= levels
+            mask[:, *slices(tile.keep, grid.window)] = kept >= levels
         mask[:, (dataset.read() == 0).all(axis=0)] = 0
         transform, crs = dataset.transform, dataset.crs
     features = [

@@ -114,9 +114,7 @@ def test_polygons_inside_a_collection_count():
 
 
 def test_only_the_area_of_interest_counts():
-    counts = polygon_counts(
-        [square(0, 0, 4)], [square(2, 0, 4)], [shapely.box(0, 0, 3, 3), shapely.box(2, 0, 3, 9)]
-    )
+    counts = polygon_counts([square(0, 0, 4)], [square(2, 0, 4)], [shapely.box(0, 0, 3, 3), shapely.box(2, 0, 3, 9)])
     assert (counts.tp, counts.fp, counts.fn) == (4, 6, 0)
 
 
@@ -178,11 +176,7 @@ def test_cells_equal_the_union_on_rotated_overlapping_rectangles():
 
 
 def test_cells_cut_one_polygon_with_many_holes():
-    holes = [
-        square(3.0 * col + 1, 3.0 * row + 1, 1).exterior.coords[::-1]
-        for row in range(40)
-        for col in range(40)
-    ]
+    holes = [square(3.0 * col + 1, 3.0 * row + 1, 1).exterior.coords[::-1] for row in range(40) for col in range(40)]
     sieve = shapely.Polygon(square(0, 0, 121).exterior.coords, holes)
     counts = polygon_counts([sieve], [square(0, 0, 121)])
     assert counts.tp == pytest.approx(121**2 - 1600, rel=1e-12)
@@ -196,9 +190,7 @@ def test_cells_end_on_a_pile_of_copies():
 
 
 def test_cells_hold_far_from_the_origin():
-    pred, truth = (
-        shapely.transform(scattered(seed, 300), lambda xy: xy + np.array([5e5, 5e6])) for seed in (2, 3)
-    )
+    pred, truth = (shapely.transform(scattered(seed, 300), lambda xy: xy + np.array([5e5, 5e6])) for seed in (2, 3))
     counts = polygon_counts(pred, truth)
     assert (counts.tp, counts.fp, counts.fn) == pytest.approx(union_counts(pred, truth), rel=1e-8)
 

@@ -27,9 +27,7 @@ def iou(first, second):
 
 def best_matching(pred, truth, threshold):
     """The oracle: every way to give each prediction a different truth."""
-    close = np.array([[iou(p, t) >= threshold for t in truth] for p in pred], bool).reshape(
-        len(pred), len(truth)
-    )
+    close = np.array([[iou(p, t) >= threshold for t in truth] for p in pred], bool).reshape(len(pred), len(truth))
     small, large = sorted((len(pred), len(truth)))
     close = close if len(pred) <= len(truth) else close.T
     ways = itertools.permutations(range(large), small)

@@ -48,9 +48,7 @@ def test_scenes_in_different_zones_add_up_in_square_metres():
     assert list(report.scenes) == ["scene 1", "scene 2"]
 
 
-@pytest.mark.parametrize(
-    ("rule", "value", "mean"), [("absent", None, 1.0), ("zero", 0.0, 0.5), ("one", 1.0, 1.0)]
-)
+@pytest.mark.parametrize(("rule", "value", "mean"), [("absent", None, 1.0), ("zero", 0.0, 0.5), ("one", 1.0, 1.0)])
 def test_a_class_absent_from_both_is_worth_what_the_rule_says(rule, value, mean):
     same = layer(("a", box(0, 0, 10, 10)))
     report = score(same, same, classes=["a", "never"], empty=rule)
@@ -170,9 +168,7 @@ def test_long_edges_follow_their_curves_into_another_crs():
     dense = truth.set_geometry(truth.geometry.segmentize(100)).to_crs(4326)
     assert score(truth, dense).mean_jaccard == pytest.approx(1, abs=1e-6)
     assert score(dense, truth).mean_jaccard == pytest.approx(1, abs=1e-6)
-    straight = score(
-        truth.to_crs(4326), dense
-    ).mean_jaccard  # its edges are straight in degrees: another place
+    straight = score(truth.to_crs(4326), dense).mean_jaccard  # its edges are straight in degrees: another place
     assert 0.99 < straight < 0.999
 
 

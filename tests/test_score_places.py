@@ -103,12 +103,7 @@ def test_pixel_counts_equal_burnt_masks(turn):
         pixels = Grid(37, 61, pixels.transform @ pixels.transform.rotation(turn), UTM)
     xs, ys = pixels.xy(rows=rng.uniform(0, 37, (2, 30)), cols=rng.uniform(0, 61, (2, 30)))
     sides = [
-        layer(
-            *[
-                ("ab"[i % 2], shapely.box(x, y, x + 3, y + 2))
-                for i, (x, y) in enumerate(zip(*side, strict=True))
-            ]
-        )
+        layer(*[("ab"[i % 2], shapely.box(x, y, x + 3, y + 2)) for i, (x, y) in enumerate(zip(*side, strict=True))])
         for side in zip(xs, ys, strict=True)
     ]
     report = score(*sides, scene=pixels)
@@ -134,9 +129,7 @@ def test_areas_and_pixels_of_masks_agree():
     report = score(*masks)
     for name in "ab":
         pixels, areas = report.classes[name].pixels, report.classes[name].areas
-        assert (areas.tp, areas.fp, areas.fn) == pytest.approx(
-            (4 * pixels.tp, 4 * pixels.fp, 4 * pixels.fn), rel=1e-9
-        )
+        assert (areas.tp, areas.fp, areas.fn) == pytest.approx((4 * pixels.tp, 4 * pixels.fp, 4 * pixels.fn), rel=1e-9)
         assert pixels.tp == (masks[0].data & masks[1].data)["ab".index(name)].sum()
 
 
@@ -221,9 +214,7 @@ def test_vector_files_and_folders_of_them(tmp_path):
 
 
 def test_a_file_without_the_field_is_refused(tmp_path):
-    path = save(
-        geopandas.GeoDataFrame({"kind": ["a"]}, geometry=[box(0, 0, 4, 4)], crs=UTM), tmp_path / "t.gpkg"
-    )
+    path = save(geopandas.GeoDataFrame({"kind": ["a"]}, geometry=[box(0, 0, 4, 4)], crs=UTM), tmp_path / "t.gpkg")
     with pytest.raises(LabelError, match="kind"):
         score(layer(), path, field="sort")
 

@@ -62,7 +62,7 @@ def test_existing_model_needs_overwrite(tmp_path):
 
 @pytest.mark.slow
 def test_two_classes_are_learnt_and_found_on_another_scene(tmp_path):
-    model = satseg.train([squares(tmp_path, seed=1)], steps=160, learning_rate=1e-2, **FAST)
+    model = satseg.train([squares(tmp_path, seed=1)], steps=300, learning_rate=1e-2, **FAST)
     path, truth = squares(tmp_path, name="other", x=510_000.0, seed=2)
     report = satseg.score(satseg.detect(model, path), truth)
     assert {name: score.jaccard > 0.8 for name, score in report.classes.items()} == {"a": True, "b": True}

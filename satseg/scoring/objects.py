@@ -175,21 +175,26 @@ def _move_along(truth: int, asked_by: dict[int, int], *, held: dict[int, int], o
 
 def _visible_parts(features: Geometries, aoi: Geometries | None, ignore: Geometries | None) -> Geometries:
     """Return what of each feature lies in `aoi` and in no `ignore`; an empty polygon where nothing does."""
-    parts, cut = features.copy(), np.zeros(len(features), bool)
+    parts = features.copy()
     if aoi is not None:
         region = shapely.union_all(aoi)
         shapely.prepare(region)
         cut = ~shapely.covers(region, parts)
-        parts[cut] = shapely.intersection(parts[cut], region)
+        parts[cut] = _polygons(shapely.intersection(parts[cut], region))
     if ignore is not None and len(ignore):
         rows, near = shapely.STRtree(ignore).query(parts, predicate="intersects")
         touched, starts = np.unique(rows, return_index=True)  # rows come in order
         for row, hidden in zip(touched, np.split(near, starts)[1:], strict=True):
             parts[row] = shapely.difference(parts[row], shapely.union_all(ignore[hidden]))
-        cut[touched] = True
-    parts[cut] = repair(parts[cut])[0]  # cuts leave points and lines, on which GEOS overlays fail
-    parts[shapely.is_missing(parts)] = shapely.Polygon()
+        parts[touched] = _polygons(parts[touched])
     return parts
+
+
+def _polygons(parts: Geometries) -> Geometries:
+    """Return `parts` without the points and lines that cuts leave, on which GEOS overlays fail."""
+    mended = repair(parts)[0]
+    mended[shapely.is_missing(mended)] = shapely.Polygon()
+    return mended
 
 
 def _is_counted(features: Geometries, aoi: Geometries | None, ignore: Geometries | None) -> NDArray[np.bool_]:

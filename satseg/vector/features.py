@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
@@ -21,14 +20,14 @@ import pandas
 import pyarrow
 import pyogrio
 import shapely
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from satseg.crs import CRSLike, describe, same_crs, to_pyproj
-from satseg.documents import suggest
 from satseg.errors import CRSError, InputError, LabelError, OutputError
-from satseg.imagery.labels import CLASS_FIELD, SINGLE_CLASS, class_labels
+from satseg.imagery.labels import CLASS_FIELD
 from satseg.output import AtomicOutput, os_errors_as_output_errors
+from satseg.vector.classes import classes_of, with_classes
 from satseg.vector.finish import Geometries, repair
 from satseg.vector.formats import PathLike, VectorFormat, check_target, source_driver
 from satseg.vector.shapefile import as_shapefile
@@ -40,7 +39,11 @@ __all__ = ["read_features", "write_features", "check_target", "as_features", "em
 EDGE_M = 500.0
 """Longer edges are divided before a change of CRS: a straight line of 500 m in UTM lies within
 a centimetre of the straight line between its ends in longitude and latitude (500^2 / 8 / 6.4e6 m)."""
-_FAILURES = (DataSourceError, DataLayerError, pyarrow.ArrowException, ValueError, OSError)
+_FAILURES = (
+    DataSourceError, DataLayerError, pyarrow.ArrowException, shapely.errors.ShapelyError, ValueError, OSError,
+    KeyError,  # geopandas on metadata of Parquet that name other columns
+    UnboundLocalError,  # pyogrio 0.13 on a CRS that PROJ refuses
+)  # fmt: skip
 _ONE_AT_A_TIME = threading.Lock()
 log = logging.getLogger(__name__)
 
@@ -122,7 +125,7 @@ def read_features(
         found = empty_features(table.crs)
         found.attrs.update(repaired=0, dropped=0)
         return found
-    names = _classes_of(table, field, classes, path)
+    names = classes_of(table, field, classes, path)
     polygons, repaired = repair(shapely.force_2d(table.geometry.to_numpy()))
     if shapely.is_missing(polygons).all():
         raise LabelError(
@@ -142,7 +145,7 @@ def read_features(
             path=path,
         )
     table = table.set_geometry(geopandas.GeoSeries(polygons, index=table.index, crs=table.crs))
-    table = _with_classes(table, names, classes, own=field in (None, CLASS_FIELD))[kept]
+    table = with_classes(table, names, classes, own=field in (None, CLASS_FIELD))[kept]
     table.attrs.update(repaired=repaired, dropped=int(np.count_nonzero(~kept)))
     _report(table, path)
     return table.reset_index(drop=True)
@@ -168,7 +171,9 @@ def _read(path: PathLike, driver: str, layer: str | None) -> geopandas.GeoDataFr
             found = pyogrio.read_info(source, layer=layer)["driver"]
             if found != driver:
                 raise InputError(f"it is a {found} file, which is not read", code="E-IN-215", path=path)
-            table = pyogrio.read_dataframe(source, layer=layer, use_arrow=True)
+            # By Arrow a FlatGeobuf's missing geometries come as texts of no bytes, which nothing reads.
+            table = pyogrio.read_dataframe(source, layer=layer, use_arrow=driver != "FlatGeobuf")
+            _check_columns(table)
     except InputError:
         raise
     except _FAILURES as error:
@@ -178,6 +183,18 @@ def _read(path: PathLike, driver: str, layer: str | None) -> geopandas.GeoDataFr
     if not isinstance(table, geopandas.GeoDataFrame):
         raise InputError(f"layer {layer!r} has no geometries", code="E-IN-217", path=path)
     return table
+
+
+def _check_columns(table: pandas.DataFrame) -> None:
+    """Raise ValueError for names that repeat, and for texts that are no UTF-8.
+
+    pandas would find out about texts only when they are used.
+    """
+    if not table.columns.is_unique:
+        raise ValueError(f"columns {list(table.columns)} repeat a name")
+    for name in table.columns:
+        if isinstance(table[name].dtype, pandas.StringDtype):
+            pyarrow.array(table[name].array).validate(full=True)
 
 
 def _only_layer(source: str, path: PathLike) -> str:
@@ -195,47 +212,6 @@ def _only_layer(source: str, path: PathLike) -> str:
             path=path,
         )
     return layers[0]
-
-
-def _classes_of(
-    table: geopandas.GeoDataFrame, field: str | None, classes: Sequence[str] | None, path: PathLike
-) -> NDArray[np.object_]:
-    """Return the class name of each row, None where it has none."""
-    columns = [str(name) for name in table.columns if name != table.geometry.name]
-    if field is None and CLASS_FIELD not in columns:
-        if classes is not None and len(classes) > 1:
-            raise LabelError(
-                f"no attribute says which of {list(classes)} a feature is; there are {columns}",
-                hint="name one with --field",
-                code="E-LAB-211",
-                path=path,
-            )
-        return np.full(len(table), classes[0] if classes else SINGLE_CLASS, dtype=object)
-    field = field or CLASS_FIELD
-    if field not in columns:
-        raise LabelError(f"no attribute {field!r}{suggest(field, columns)}", code="E-LAB-211", path=path)
-    return class_labels(table[field])
-
-
-def _with_classes(
-    table: geopandas.GeoDataFrame,
-    names: NDArray[np.object_],
-    classes: Sequence[str] | None,
-    *,
-    own: bool,
-) -> geopandas.GeoDataFrame:
-    """Return `table` with class_id and class_name first; a file of our own keeps its numbers."""
-    order = sorted({name for name in names if name is not None}) if classes is None else list(classes)
-    numbers = {name: number for number, name in enumerate(order, start=1)}
-    ids: Any = [numbers.get(name, 0) for name in names]
-    numbered = "class_id" in table and pandas.api.types.is_integer_dtype(table["class_id"])
-    if own and classes is None and numbered:
-        ids = table["class_id"].to_numpy()
-    rest = [name for name in table.columns if name not in ("class_id", CLASS_FIELD)]
-    out = table[rest] if table.geometry.name == "geometry" else table[rest].rename_geometry("geometry")
-    out.insert(0, "class_id", np.asarray(ids, dtype=np.int64))
-    out.insert(1, CLASS_FIELD, pandas.Series(names, index=out.index, dtype="str"))
-    return out
 
 
 def write_features(
