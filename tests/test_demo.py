@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 import satseg
 from satseg import demo
 from satseg.errors import OutputError

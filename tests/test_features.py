@@ -12,7 +12,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -561,6 +561,30 @@ def test_json_that_runs_a_pipeline_is_not_run(tmp_path: Path) -> None:
     path.write_text(json.dumps({"type": "gdal_streamed_alg", "command_line": command}))
     assert code_of(read_features, path) == "E-IN-216"
     assert not target.exists()
+
+
+def test_texts_and_names_that_are_damaged_are_input_errors(tmp_path: Path) -> None:
+    write_features(table(boxes(2), alpha=["QQQQ", "b"], bravo=["a", "b"]), tmp_path / "a.shp")
+    dbf = tmp_path / "a.dbf"
+    whole = dbf.read_bytes()
+    dbf.write_bytes(whole.replace(b"QQQQ", b"Q\xf1QQ"))
+    assert code_of(read_features, tmp_path / "a.shp") == "E-IN-216"
+    dbf.write_bytes(whole.replace(b"bravo", b"alpha"))
+    assert code_of(read_features, tmp_path / "a.shp") == "E-IN-216"
+
+
+@pytest.mark.parametrize("suffix", [".shp", ".gpkg", ".geojson", ".fgb", ".parquet", ".csv"])
+def test_damaged_files_are_read_or_refused_but_never_crash(tmp_path: Path, suffix: str) -> None:
+    write_features(layer(), tmp_path / f"a{suffix}")
+    path = tmp_path / f"a{suffix}"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(15):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 5):
+            content[place] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, len(content) * 4)])
+        with suppress(SatsegError):
+            read_features(path)
 
 
 def test_a_shapefile_without_its_parts_is_an_input_error(tmp_path: Path) -> None:

@@ -361,6 +361,15 @@ def test_bands_without_or_with_repeated_descriptions_are_numbered(tmp_path: Path
         assert mask.names == ("a", "band_2", "band_3", "band_4")
 
 
+def test_descriptions_that_are_no_text_are_input_errors(tmp_path: Path) -> None:
+    grid, path = GRIDS["utm"], tmp_path / "m.tif"
+    write_raster(Raster(noise(grid), grid, ("QQQQ", "b")), path)
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", b"Q\xf1QQ"))
+    with pytest.raises(InputError) as caught, open_mask(path):
+        pass
+    assert caught.value.code == "E-IN-202"
+
+
 def test_floats_are_invalid_where_they_are_nan(tmp_path: Path) -> None:
     grid = GRIDS["utm"]
     data = noise(grid, bands=1, dtype="float32")

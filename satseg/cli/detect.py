@@ -60,7 +60,7 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
     files, suffix, target = options.pop("scene_files"), options.pop("suffix"), Path(output)
     if bool(files) == bool(scenes):
         raise click.UsageError("give SCENE..., or one scene with --scene-files")
-    sources = [list(files)] if files else [scene_argument(text) for text in scenes]
+    sources: list[str | list[str]] = [list(files)] if files else [scene_argument(text) for text in scenes]
     how, device = opening(options), options.pop("device")
     several = len(sources) > 1 or target.is_dir()
     if several:

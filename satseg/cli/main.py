@@ -108,7 +108,9 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     params=_verbosity_options(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 def cli() -> None:
     """From multispectral scenes to scored, georeferenced polygons."""
 
@@ -156,10 +158,10 @@ def _failed(error: SatsegError, *, traceback: bool = False) -> int:
 
 def _misused(error: click.ClickException) -> int:
     """Say in one line what click found wrong with the command, and where its help is."""
-    if isinstance(error, NO_ARGUMENTS):
-        error.show()
-        return error.exit_code
     context = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, NO_ARGUMENTS):
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
     help_of = f"see {context.command_path} --help" if context else None
     return _failed(UsageError(error.format_message().rstrip("."), hint=help_of, code="E-USE-000"))
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 def command(
     prediction: str, truth: str, field: str | None, truth_field: str | None, classes: tuple[str, ...] | None,
-    aoi: str | None, scene: str | None, by: str, empty: str, json_path: str | None, html_path: str | None, overwrite: bool,
+    aoi: str | None, scene: str | None, by: str, empty: str, json_path: str | None, html_path: str | None,
+    overwrite: bool,
 ) -> None:  # fmt: skip
     """Jaccard of PRED against TRUTH on exact polygon areas and on pixels, and object F1.
 

@@ -108,6 +108,8 @@ def rasterize_file(
         The file cannot be written.
     """
     layer = LabelLayer.of(labels, like, classes)
+    if not layer.touches(like):
+        log.warning("%s: no label lies on the grid, all of it is 0", os.fspath(path))
     with RasterWriter(path, grid=like, names=layer.classes, dtype=np.uint8, overwrite=overwrite) as out:
         for top in range(0, like.height, STRIP_ROWS):
             window = Window(0, top, like.width, min(STRIP_ROWS, like.height - top))
@@ -223,7 +225,7 @@ class LabelLayer:
             raise LabelError(
                 "there are no labels", hint="a scene needs at least one labelled feature", code="E-LAB-201"
             )
-        if len(self._tree.query(grid.footprint(), predicate="intersects")):
+        if self.touches(grid):
             return
         extent = ", ".join(f"{side:.7g}" for side in labels.total_bounds)
         place = ", ".join(f"{side:.7g}" for side in grid.bounds)
@@ -233,6 +235,10 @@ class LabelLayer:
             hint="check the CRS and the class names of both",
             code="E-LAB-202",
         )
+
+    def touches(self, grid: Grid) -> bool:
+        """Return whether any feature has a point in common with `grid`."""
+        return len(self._tree.query(grid.footprint(), predicate="intersects")) > 0
 
     def burn(self, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Burn the labels on `grid`.

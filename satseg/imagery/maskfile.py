@@ -6,7 +6,7 @@ spectral channels, and values kept as they are. `satseg.imagery.writer.open_mask
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,12 +107,20 @@ class MaskFile:
         return np.asarray(self._dataset.read_masks(number, window=window) != 0)
 
 
-def band_names(descriptions: Sequence[str | None]) -> Iterator[str]:
-    """Name each band by its description, by its number where that is missing or taken."""
-    seen: set[str] = set()
+def band_names(dataset: Any, path: str) -> tuple[str, ...]:
+    """Return the name of each band: its description, or its number where that is missing or taken.
+
+    Raises
+    ------
+    InputError
+        A description is not in UTF-8.
+    """
+    try:
+        descriptions = dataset.descriptions
+    except UnicodeDecodeError as error:
+        raise InputError("a band's description is not in UTF-8", code="E-IN-202", path=path) from error
+    names: list[str] = []
     for number, text in enumerate(descriptions, start=1):
         name = (text or "").strip()
-        if not name or name in seen:
-            name = f"band_{number}"
-        seen.add(name)
-        yield name
+        names.append(f"band_{number}" if not name or name in names else name)
+    return tuple(names)

@@ -362,7 +362,7 @@ def open_mask(path: PathLike, *, src_crs: CRSLike | None = None) -> Iterator[Mas
         yield MaskFile(
             path=name,
             grid=Grid(dataset.height, dataset.width, dataset.transform, dataset.crs or parse_crs(src_crs)),
-            names=tuple(band_names(dataset.descriptions)),
+            names=band_names(dataset, name),
             nodata=dataset.nodata,
             block_rows=dataset.block_shapes[0][0],
             _dataset=dataset,

@@ -66,7 +66,8 @@ class Ground:
 
     def free_share(self, window: Window) -> float:
         """Share of `window` that may be learnt from, 0..1 (overlapping gaps count twice)."""
-        return 1 - sum(part.height * part.width for part in self.closed(window)) / (window.height * window.width)
+        closed = float(sum(part.height * part.width for part in self.closed(window)))
+        return 1 - closed / (window.height * window.width)
 
 
 @dataclass(frozen=True, slots=True)

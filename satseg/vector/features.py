@@ -22,6 +22,7 @@ import pyogrio
 import shapely
 from numpy.typing import ArrayLike
 from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj.exceptions import ProjError
 
 from satseg.crs import CRSLike, describe, same_crs, to_pyproj
 from satseg.errors import CRSError, InputError, LabelError, OutputError
@@ -41,7 +42,7 @@ EDGE_M = 500.0
 a centimetre of the straight line between its ends in longitude and latitude (500^2 / 8 / 6.4e6 m)."""
 _FAILURES = (
     DataSourceError, DataLayerError, pyarrow.ArrowException, shapely.errors.ShapelyError, ValueError, OSError,
-    KeyError,  # geopandas on metadata of Parquet that name other columns
+    KeyError, ProjError,  # geopandas on metadata of Parquet that name other columns or no CRS
     UnboundLocalError,  # pyogrio 0.13 on a CRS that PROJ refuses
 )  # fmt: skip
 _ONE_AT_A_TIME = threading.Lock()
