@@ -19,12 +19,12 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from satseg.errors import OutputError
+from satseg.errors import OutputError, UsageError
 
 PARTIAL = ".partial"
 SHAPEFILE_PARTS = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qmd", ".shp.xml")
@@ -122,9 +122,19 @@ class AtomicOutput:
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Raise OutputError when `path` could not be written; run before long work starts.
 
-    Codes: E-OUT-002 missing folder, E-OUT-003 exists, E-OUT-004 is a folder, E-OUT-005 read-only.
+    Codes: E-OUT-002 missing folder, E-OUT-003 exists, E-OUT-004 is a folder, E-OUT-005 read-only,
+    E-OUT-006 a name too long, E-OUT-008 a name that is not UTF-8.
     """
     path = Path(path)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:  # bytes that the libraries below cannot be told of
+        raise OutputError("its name is not UTF-8", hint="choose another", code="E-OUT-008", path=path) from error
+    with os_errors_as_output_errors(path):
+        _check_place(path, overwrite=overwrite)
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise OutputError(
             f"{path}: folder {path.parent} does not exist", hint="make it first", code="E-OUT-002", path=path
@@ -152,11 +162,23 @@ def os_errors_as_output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        free = shutil.disk_usage(Path(path).parent).free // 2**20 if Path(path).parent.is_dir() else 0
-        full = f" ({free} MiB free)" if error.errno in FULL else ""
+        full = f" ({_free_mib(Path(path).parent)} MiB free)" if error.errno in FULL else ""
         raise OutputError(
             f"cannot write {os.fspath(path)}: {error.strerror or error}{full}", code="E-OUT-006", path=path
         ) from error
+
+
+def _free_mib(folder: Path) -> int:
+    return shutil.disk_usage(folder).free // 2**20 if folder.is_dir() else 0
+
+
+def check_distinct(outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequence[str] = ()) -> None:
+    """Raise UsageError when two outputs have one name, or an output would replace an input."""
+    names = [os.path.realpath(path) for path in outputs if path is not None]
+    for place, name in enumerate(names):
+        role = "another output" if name in names[:place] else "an input"
+        if name in names[:place] or name in map(os.path.realpath, inputs):
+            raise UsageError(f"output {name} is {role} too", hint="give it a name of its own", code="E-USE-012")
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:

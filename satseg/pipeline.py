@@ -24,7 +24,7 @@ from satseg.learning.bundle import Model, load_model, resolve_device
 from satseg.learning.detection import DetectOptions, Products, outlines, thresholds_of
 from satseg.learning.grounds import LabelsLike, Pair, PathLike, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
-from satseg.output import check_writable, write_text
+from satseg.output import check_distinct, check_writable, write_text
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
 from satseg.run import LabelledScene, RunConfig
@@ -148,7 +148,7 @@ def detect(
     for path in (mask, scores):
         if path is not None:
             check_raster_target(path, overwrite=overwrite)
-    _check_apart(output, mask, scores)
+    check_distinct((output, mask, scores), inputs=work.paths)
     with tempfile.TemporaryDirectory(prefix=".satseg-", dir=_scratch(output, mask, scores)) as scratch:
         products = Products.plan(work.grid.crop(window), _path(mask), _path(scores), Path(scratch))
         tiles = chosen.tiles(loaded, work, window, progress)
@@ -176,14 +176,6 @@ def _path(path: PathLike | None) -> Path | None:
 def _scratch(*outputs: PathLike | None) -> Path | None:
     """Folder for temporary rasters: beside the first output, which has the room; else the system's."""
     return next((Path(path).parent for path in outputs if path is not None), None)
-
-
-def _check_apart(*outputs: PathLike | None) -> None:
-    """Refuse one name for two outputs: the second would replace the first."""
-    names = [os.path.abspath(path) for path in outputs if path is not None]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UsageError(f"{repeated[0]} is to be two outputs at once", hint="give each its own name", code="E-USE-023")
 
 
 def _check_model_name(path: PathLike) -> None:

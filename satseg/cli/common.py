@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -58,7 +58,7 @@ def split(text: str | None) -> tuple[str, ...] | None:
 
 def scene_argument(text: str) -> str | list[str]:
     """One scene as typed: a path, or several files of one scene as ``red.tif,nir.tif``."""
-    return text if "," not in text or Path(text).exists() else list(split(text) or ())
+    return text if "," not in text or os.path.exists(text) else list(split(text) or ())
 
 
 def print_json(value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
         raise click.UsageError("give SCENE..., or one scene with --scene-files")
     sources: list[str | list[str]] = [list(files)] if files else [scene_argument(text) for text in scenes]
     how, device = opening(options), options.pop("device")
-    several = len(sources) > 1 or target.is_dir()
+    several = len(sources) > 1 or os.path.isdir(target)
     if several:
         _check_folder(target, suffix, options)
     from satseg.learning.bundle import load_model
@@ -79,8 +80,8 @@ def _check_folder(folder: Path, suffix: str, options: dict[str, Any]) -> None:
 
     if options["mask"] or options["scores"]:
         raise click.UsageError("--mask and --scores go with one scene and a file as OUTPUT")
-    if not folder.is_dir():
-        fault = "is a file" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):
+        fault = "is a file" if os.path.exists(folder) else "does not exist"
         hint = "with several scenes OUTPUT is a folder; make it first"
         raise OutputError(f"{folder} {fault}", hint=hint, code="E-OUT-002", path=folder)
     format_of(f"x{suffix}")
@@ -102,9 +103,9 @@ def _detect(ctx: click.Context, model: Model, scene: Scene, target: Path, option
     given = {**options, "bounds": options["bounds"] or None}
     wanted = [target, *(Path(path) for path in (given["mask"], given["scores"]) if path)]
     if given.pop("resume"):
-        if all(path.exists() for path in wanted):
+        if all(map(os.path.exists, wanted)):
             return f"{target}: kept"
-        given["overwrite"] |= not target.exists()  # it comes last: rasters without it are of a stopped run
+        given["overwrite"] |= not os.path.exists(target)  # it comes last: rasters without it are of a stopped run
     with progress_bar(ctx) as progress:
         features = detect(model, scene, output=target, progress=progress, **given)
     counts = features.groupby("class_name", observed=True).size()

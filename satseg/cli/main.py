@@ -11,6 +11,7 @@ import codecs
 import importlib
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -51,6 +52,10 @@ class LazyGroup(click.Group):
         """The sub-command, imported now; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
+        if "PROJ_DATA" in os.environ or "PROJ_LIB" in os.environ:
+            from satseg.cli.surroundings import drop_foreign_proj
+
+            drop_foreign_proj()
         command: click.Command = importlib.import_module(f"satseg.cli.{cmd_name}").command
         if all(param.name != "verbose" for param in command.params):
             command.params += _verbosity_options()

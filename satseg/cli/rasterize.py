@@ -31,10 +31,12 @@ def command(
     from satseg.imagery.labels import rasterize_file
     from satseg.imagery.scene import open_scene
     from satseg.imagery.writer import check_raster_target
+    from satseg.output import check_distinct
     from satseg.vector.features import read_features
 
     check_raster_target(output, overwrite=overwrite)
-    grid = open_scene(scene_argument(like), src_crs=src_crs).grid
+    scene = open_scene(scene_argument(like), src_crs=src_crs)
+    check_distinct([output], inputs=[labels, *scene.paths])
     layer = read_features(labels, field=field, classes=classes)
-    rasterize_file(layer, output, like=grid, classes=classes, all_touched=all_touched, overwrite=overwrite)
-    click.echo(f"{output}: {grid.height} x {grid.width} pixels")
+    rasterize_file(layer, output, like=scene.grid, classes=classes, all_touched=all_touched, overwrite=overwrite)
+    click.echo(f"{output}: {scene.grid.height} x {scene.grid.width} pixels")

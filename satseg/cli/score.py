@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -37,12 +37,13 @@ def command(
     Both are vector files or masks, or folders of them paired by name. --field names the attribute that holds
     the class; where a layer lacks it, its class_name serves.
     """
-    from satseg.output import check_writable, write_text
+    from satseg.output import check_distinct, check_writable, write_text
     from satseg.scoring.score import score
 
-    for path in (json_path, html_path):
-        if path not in (None, "-"):
-            check_writable(str(path), overwrite=overwrite)
+    outputs = [path for path in (json_path, html_path) if path not in (None, "-")]
+    check_distinct(outputs, inputs=[prediction, truth])
+    for path in outputs:
+        check_writable(str(path), overwrite=overwrite)
     report = score(
         prediction, truth, aoi=aoi, scene=_scene(scene), field=field, truth_field=truth_field, classes=classes,
         empty=cast("EmptyRule", empty),
@@ -59,7 +60,7 @@ def command(
 
 def _scene(text: str | None) -> Any:
     """The scene as typed: a file, several files of one scene, or a folder of scenes paired by name."""
-    if text is None or Path(text).is_dir():
+    if text is None or os.path.isdir(text):
         return text
     from satseg.imagery.scene import open_scene
 

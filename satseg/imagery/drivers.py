@@ -85,6 +85,10 @@ def choose_drivers(path: str, allowed: Sequence[str]) -> tuple[tuple[str, ...], 
 
 def _head(path: str) -> bytes:
     try:
+        path.encode()
+    except UnicodeEncodeError as error:  # bytes that GDAL cannot be told of
+        raise InputError("its name is not UTF-8", hint="rename it", code="E-IN-110", path=path) from error
+    try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"

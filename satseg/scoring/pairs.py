@@ -97,7 +97,7 @@ def _several(source: Any) -> dict[str, Any] | list[Any]:
         return {str(name): thing for name, thing in source.items()}
     if isinstance(source, list | tuple):
         return list(source)
-    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         return _folder(Path(source))
     return [source]
 

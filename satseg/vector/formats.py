@@ -111,7 +111,7 @@ def source_driver(path: PathLike) -> str:
         format that is read (E-IN-214).
     """
     place = Path(path)
-    if place.is_dir() and place.suffix.lower() == ".gdb":
+    if place.suffix.lower() == ".gdb" and os.path.isdir(place):
         return "OpenFileGDB"
     head = _head(place)
     for magic, driver in _MAGIC:
