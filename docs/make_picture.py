@@ -30,18 +30,10 @@ from satseg.imagery.labels import rasterize
 from satseg.output import AtomicOutput
 from satseg.preview import rgb_preview
 from satseg.scoring.overlay import ERROR_COLORS, blend, error_masks, muted, paint
+from satseg.synthetic.scene import SYNTHETIC_COLORS
 
-COLORS = {
-    "building": "#f28e2b",
-    "road": "#e3e3e3",
-    "track": "#c9a063",
-    "tree": "#2f9e44",
-    "crop": "#f2e06b",
-    "water": "#3f97e8",
-    "vehicle": "#ff2e4d",
-    "artificial_turf": "#c65cff",
-}
-"""As a map would colour them; drawn in this order, so that cars lie on roads and crowns above both."""
+COLORS = SYNTHETIC_COLORS
+"""Drawn in this order, so that cars lie on roads and crowns above both."""
 CROP = (540, 232, 720, 576)
 """Where town, fields and sports ground of the demonstration's scene meet."""
 WIDTH_PX, DPI = 1800, 100

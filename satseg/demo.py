@@ -14,11 +14,12 @@ from pathlib import Path
 from satseg.errors import OutputError
 from satseg.imagery.scene import open_scene
 from satseg.learning.bundle import Model
+from satseg.output import write_text
 from satseg.pipeline import detect, train
 from satseg.progress import Progress, silent
 from satseg.scoring.report import Report
 from satseg.scoring.score import score
-from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
+from satseg.synthetic.scene import SYNTHETIC_COLORS, make_scene, write_scene
 from satseg.vector.features import read_features, write_features
 
 TRAIN_SEED, DETECT_SEED = 1, 2
@@ -74,23 +75,33 @@ def run_demo(
         made = make_scene(scene_seed, height=HEIGHT_PX, width=WIDTH_PX)
         scenes.append(write_scene(made, place, stem=stem, overwrite=overwrite))
     progress("scenes", 2, 2, "")
+    write_text(files["classes"], _class_list(), overwrite=overwrite)
     model = train(
-        [scenes[0]], output=files["model"], minutes=minutes, classes=SYNTHETIC_CLASSES, bands=bands, device=device,
-        seed=seed, overwrite=overwrite, progress=progress,
+        [scenes[0]], output=files["model"], minutes=minutes, class_spec=str(files["classes"]), bands=bands,
+        device=device, seed=seed, overwrite=overwrite, progress=progress,
     )  # fmt: skip
     scene = open_scene(scenes[1][0])
     found = detect(
         model, scene, output=files["shapefile"], mask=files["mask"], overwrite=overwrite, progress=progress
     )
-    write_features(
-        found, files["geopackage"], overwrite=overwrite, colors={c.name: c.color for c in model.card.classes}
-    )
+    write_features(found, files["geopackage"], overwrite=overwrite, colors=SYNTHETIC_COLORS)
     report = score(found, read_features(scenes[1][1]), scene=scene)
-    report.to_html(files["report"], overwrite=overwrite)
+    report.to_html(files["report"], overwrite=overwrite, colors=SYNTHETIC_COLORS)
     return Demonstration(model, report, {"scene": scenes[1][0], "labels": scenes[1][1], **files})
 
 
+def _class_list() -> str:
+    """A class list as a user would write one: names, numbers, colours and where they come from."""
+    head = ['kind = "classes"', 'title = "Generated scenes"', 'source = "satseg.synthetic"', "overlapping = true", ""]
+    items = [
+        f'  {{ id = {number}, name = "{name}", color = "{color}" }},'
+        for number, (name, color) in enumerate(SYNTHETIC_COLORS.items(), start=1)
+    ]
+    return "\n".join([*head, "classes = [", *items, "]", ""])
+
+
 FILES = {
+    "classes": "classes.toml",
     "model": "model.safetensors",
     "mask": "found.tif",
     "shapefile": "found.shp",

@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 
 import geopandas
 
-from satseg.errors import InputError, OutputError, UsageError
+from satseg.errors import OutputError, UsageError
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
 from satseg.learning.bundle import Model, load_model, resolve_device
 from satseg.learning.detection import DetectOptions, Products, outlines, thresholds_of
 from satseg.learning.grounds import LabelsLike, Pair, PathLike, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
-from satseg.output import check_distinct, check_writable, write_text
+from satseg.output import check_distinct, check_writable, os_errors_as_output_errors, write_text
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
 from satseg.run import LabelledScene, RunConfig
@@ -72,13 +72,16 @@ def train(
     if output is not None:
         _check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
+    place, note = _run_place(run_dir, output), run.to_toml() + _told(pairs, valid_pairs)
+    if place is not None:
+        _check_run(place, note, resume=resume, overwrite=overwrite)
     prepared = prepare(pairs, valid_pairs, run)
     # Lightning takes seconds to import: neither detection nor a refusal need pay them.
     from satseg.learning.recipe import build_learner, finished_model
     from satseg.learning.training import fit
 
     learner = build_learner(prepared, run)
-    with _run_folder(run_dir, output, run, resume=resume, overwrite=overwrite) as folder:
+    with _run_folder(place, note, resume=resume) as folder:
         outcome = fit(learner, prepared, folder=folder, resume=resume, progress=progress)
     model = finished_model(learner, prepared, run, outcome)
     if output is not None:
@@ -153,8 +156,7 @@ def detect(
         products = Products.plan(work.grid.crop(window), _path(mask), _path(scores), Path(scratch))
         tiles = chosen.tiles(loaded, work, window, progress)
         limits = thresholds_of(loaded, chosen.threshold)
-        if not products.write(loaded, tiles, origin=window, thresholds=limits, overwrite=overwrite):
-            raise InputError(f"{work.name} has no valid pixel here", hint="check nodata and masks", code="E-IN-020")
+        products.write(loaded, tiles, scene=work.name, origin=window, thresholds=limits, overwrite=overwrite)
         features = outlines(loaded, products, chosen)
     if output is not None:
         write_features(features, output, overwrite=overwrite, colors={c.name: c.color for c in loaded.card.classes})
@@ -193,33 +195,59 @@ def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:
     return pairs
 
 
-@contextmanager
-def _run_folder(run_dir: PathLike | None, output: PathLike | None, run: RunConfig, **modes: bool) -> Iterator[Path]:
-    """The folder for checkpoints and logs; a temporary one when the caller names neither."""
-    if run_dir is None and output is None:
-        with tempfile.TemporaryDirectory(prefix="satseg-run-") as scratch:
-            yield Path(scratch)
-        return
-    folder = Path(run_dir) if run_dir is not None else Path(os.fspath(output or "")).with_suffix(".run")
-    _claim(folder, run, **modes)
-    yield folder
+def _run_place(run_dir: PathLike | None, output: PathLike | None) -> Path | None:
+    """The folder for checkpoints and logs; None, for a temporary one, when the caller names neither."""
+    if run_dir is not None:
+        return Path(run_dir)
+    return None if output is None else Path(output).with_suffix(".run")
 
 
-def _claim(folder: Path, run: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make `folder` this run's, or check that it already is."""
+def _told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
+    """The data of a run as comments for its note: what a resumed run must share with it."""
+    lines = []
+    for role, group in (("data", pairs), ("valid-data", valid_pairs)):
+        for pair in group:
+            files = ", ".join(map(os.path.realpath, pair.scene.paths))
+            counts = pair.labels["class_name"].value_counts().sort_index()
+            lines.append(f"# {role}: {files}; " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return "\n".join([*lines, ""])
+
+
+def _check_run(folder: Path, run: str, *, resume: bool, overwrite: bool) -> None:
+    """Raise when `folder` holds another run than the one noted in `run`, or cannot be this one's."""
     note = folder / "run.toml"
-    started = note.exists()
-    if started and resume:
-        if note.read_text(encoding="utf-8") != run.to_toml():
-            raise UsageError(
-                f"{note} was written by a run with other options", hint="resume with the same ones", code="E-TRN-006"
-            )
-        return
-    if started and not overwrite:
+    with os_errors_as_output_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is no folder", hint="give another --run-dir", code="E-OUT-011")
+        earlier = note.read_text(encoding="utf-8") if note.exists() else None
+        strange = earlier is None and folder.is_dir() and any(folder.iterdir())
+    if strange:
+        raise OutputError(
+            f"{folder} holds files that are of no run", hint="give another --run-dir", code="E-OUT-012"
+        )
+    if earlier is not None and resume and earlier != run:
+        raise UsageError(
+            f"{note} was written by a run with other options or data",
+            hint="resume with the same ones",
+            code="E-TRN-006",
+        )
+    if earlier is not None and not (resume or overwrite):
         raise OutputError(
             f"{folder} holds an earlier run", hint="give --resume to go on with it or --overwrite", code="E-OUT-010"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.ckpt"), *folder.glob("events.out.*"), folder / "metrics.csv"):
-        old.unlink(missing_ok=True)
-    write_text(note, run.to_toml(), overwrite=True)
+
+
+@contextmanager
+def _run_folder(place: Path | None, run: str, *, resume: bool) -> Iterator[Path]:
+    """Make `place` this run's folder, or a temporary one, and clear what an earlier run left there."""
+    if place is None:
+        with tempfile.TemporaryDirectory(prefix="satseg-run-") as scratch:
+            yield Path(scratch)
+        return
+    if not (resume and (place / "run.toml").exists()):
+        with os_errors_as_output_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+            for old in (*place.glob("*.ckpt"), *place.glob("events.out.*"), *place.glob("metrics*.csv")):
+                old.unlink(missing_ok=True)
+        write_text(place / "run.toml", run, overwrite=True)
+    yield place

@@ -82,7 +82,7 @@ class TrainOptions(BaseModel):
     chip: int = Field(128, ge=16, description="side of a training chip in pixels")
     batch: int = Field(16, ge=1)
     rounds: int = Field(5, ge=1, description="validations over the budget")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(5e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises")
     clip_norm: float = Field(1.0, gt=0)
@@ -207,9 +207,15 @@ def _set(content: dict[str, Any], override: str) -> None:
         _drop_other_budget(content["train"], {name: value})
 
 
+def placed(path: str, folder: PathLike = "") -> str:
+    """`path` as it stands in `folder`, absolute, so that a run file can move; a URL as it is."""
+    remote = "://" in path or path.startswith("/vsi")
+    return path if remote else os.path.abspath(os.path.join(folder, path))
+
+
 def _anchored(data: DataOptions, folder: Path) -> DataOptions:
     def place(path: str) -> str:
-        return str(folder / path)
+        return placed(path, folder)
 
     def anchor(item: LabelledScene) -> LabelledScene:
         scene = place(item.scene) if isinstance(item.scene, str) else tuple(place(path) for path in item.scene)

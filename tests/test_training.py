@@ -48,7 +48,7 @@ def test_killed_run_resumes_into_the_run_it_would_have_been(tmp_path):
 def test_resume_with_other_options_is_refused(tmp_path):
     data = [squares(tmp_path)]
     satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
-    with pytest.raises(UsageError, match="other options"):
+    with pytest.raises(UsageError, match="other options or data"):
         satseg.train(data, output=tmp_path / "m.safetensors", steps=4, resume=True, **FAST)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -55,8 +56,10 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
 
     if run_file is not None and "=" in run_file:
         overrides, run_file = (run_file, *overrides), None
-    keys = ("output", "data", "valid_data", "run_dir", "resume", "overwrite", "print_config")
+    keys = ("output", "run_dir", "resume", "overwrite", "print_config")
     call: dict[str, Any] = {key: given.pop(key) for key in keys}
+    given["scenes"] = _labelled(given.pop("data")) or None
+    given["valid_scenes"] = _labelled(given.pop("valid_data")) or None
     given["allow_driver"] = given["allow_driver"] or None
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)
@@ -67,8 +70,18 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
         raise click.UsageError("give -o/--output MODEL.safetensors")
     from satseg.pipeline import train
 
-    for key in ("data", "valid_data"):
-        call[key] = [(scene_argument(scene), labels) for scene, labels in call[key]]
     with progress_bar(ctx) as progress:
-        model = train(call.pop("data"), config=config, progress=progress, **call)
+        model = train(config=config, progress=progress, **call)
     click.echo(f"{call['output']}\n{model.summary()}")
+
+
+def _labelled(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Pairs of scene and labels as a run file holds them."""
+    from satseg.run import placed
+
+    found = []
+    for scene, labels in pairs:
+        files = scene_argument(scene)
+        where = placed(files) if isinstance(files, str) else [placed(file) for file in files]
+        found.append({"scene": where, "labels": placed(labels)})
+    return found

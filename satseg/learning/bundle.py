@@ -291,7 +291,7 @@ class Model:
         """
         missing = tuple(name for name in self.bands if name not in bands)
         if missing:
-            hint = f"sensor={self.card.sensor!r}" if self.card.sensor else "sensor= or bands="
+            hint = f"sensor={self.card.sensor!r} (--sensor)" if self.card.sensor else "sensor= (--sensor) or bands="
             raise BandError(
                 f"scene has bands {tuple(bands)}, the model needs {self.bands}: {', '.join(missing)} missing",
                 hint=f"open it with {hint} so that its bands are named as the model's",

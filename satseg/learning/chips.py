@@ -12,10 +12,12 @@ shuffled chips would put neighbours, even overlapping ones, on both sides and fl
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,10 @@ DRAWS_PER_CHIP = 100
 LEAST_FREE = 0.5
 """Share of a chip that must be free of validation ground."""
 SMALLEST_BLOCK_PX = 32
+MOST_HELD = 0.6
+"""Share of a class's features that validation may take before another block is preferred."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +58,25 @@ class Ground:
         Rectangles of the scene's grid that are not learnt from.
     gap : int
         Pixels around those rectangles that are not learnt from either.
+    barred : tuple of Window
+        Where this scene shows ground that another scene holds for validation; not learnt from.
     """
 
     scene: Scene
     labels: LabelLayer
     held: tuple[Window, ...] = ()
     gap: int = 0
+    barred: tuple[Window, ...] = ()
 
     def closed(self, window: Window) -> list[Window]:
         """Parts of `window` that are held for validation, or too near to it."""
-        parts = (overlap(window, grown(held, self.gap)) for held in self.held)
+        parts = (overlap(window, grown(held, self.gap)) for held in (*self.held, *self.barred))
         return [part for part in parts if part is not None]
 
     def free_share(self, window: Window) -> float:
         """Share of `window` that may be learnt from, 0..1 (overlapping gaps count twice)."""
         closed = float(sum(part.height * part.width for part in self.closed(window)))
-        return 1 - closed / (window.height * window.width)
+        return 1 - closed / float(window.height * window.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +234,13 @@ def _anchors_by_class(grounds: Sequence[Ground]) -> list[NDArray[np.float64]]:
     for index, ground in enumerate(grounds):
         grid = ground.scene.grid
         for k, geometries in enumerate(ground.labels.geometries):
-            points = shapely.point_on_surface(np.asarray(geometries, dtype=object))
+            points = shapely.point_on_surface(geometries[~shapely.is_empty(geometries)])
             rows, cols = grid.rowcol(xs=shapely.get_x(points), ys=shapely.get_y(points))
             inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
-            inside &= [not ground.closed(Window(int(c), int(r), 1, 1)) for r, c in zip(rows, cols, strict=True)]
-            found[k].append(np.column_stack([np.full(inside.sum(), index), rows[inside], cols[inside]]))
+            rows, cols = rows[inside], cols[inside]
+            closed = [bool(ground.closed(Window(int(c), int(r), 1, 1))) for r, c in zip(rows, cols, strict=True)]
+            free = ~np.array(closed, dtype=bool)
+            found[k].append(np.column_stack([np.full(free.sum(), index), rows[free], cols[free]]))
     merged = [np.concatenate(parts) for parts in found if parts]
     return [anchors for anchors in merged if len(anchors)]
 
@@ -254,19 +265,34 @@ def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
     UsageError
         The scene is too small to be cut.
     """
-    grid = ground.scene.grid
-    block = int(np.clip(math.sqrt(grid.height * grid.width * share / 3), SMALLEST_BLOCK_PX, 8 * chip))
-    rows, cols = max(1, round(grid.height / block)), max(1, round(grid.width / block))
+    area = _labelled_window(ground)
+    block = int(np.clip(math.sqrt(area.height * area.width * share / 3), SMALLEST_BLOCK_PX, 8 * chip))
+    rows, cols = max(1, round(area.height / block)), max(1, round(area.width / block))
     if rows * cols < 3:
         raise UsageError(
-            f"{ground.scene.name}: {grid.height} x {grid.width} pixels are too few to hold part of them for "
-            "validation",
+            f"{ground.scene.name}: labels on {area.height} x {area.width} pixels are too few to hold part of them "
+            "for validation",
             hint="give --valid-data",
             code="E-TRN-003",
         )
-    windows = [_cell(grid.height, grid.width, rows, cols, r, c) for r in range(rows) for c in range(cols)]
-    chosen = _choose(_features_in(ground, windows), [w.height * w.width for w in windows], share=share, seed=seed)
-    return Ground(ground.scene, ground.labels, held=tuple(windows[i] for i in chosen), gap=min(chip, block) // 4)
+    windows = [_cell(area, rows, cols, place) for place in range(rows * cols)]
+    features = _features_in(ground, windows)
+    chosen = _choose(features, [w.height * w.width for w in windows], share=share, seed=seed)
+    if not features[chosen].any():
+        log.warning("%s: no label lies on the ground held for validation; give --valid-data", ground.scene.name)
+    return replace(ground, held=tuple(windows[i] for i in chosen), gap=min(chip, block) // 4)
+
+
+def _labelled_window(ground: Ground) -> Window:
+    """The part of the scene around its labels: blocks elsewhere would hold nothing to score."""
+    grid = ground.scene.grid
+    left, bottom, right, top = shapely.total_bounds(np.concatenate(ground.labels.geometries))
+    if not (left < right and bottom < top):
+        return grid.window
+    rows, cols = grid.rowcol(xs=[left, right, right, left], ys=[bottom, bottom, top, top])
+    row, col = math.floor(rows.min()), math.floor(cols.min())
+    around = Window(col, row, math.ceil(cols.max()) - col, math.ceil(rows.max()) - row)
+    return overlap(around, grid.window) or grid.window
 
 
 def _choose(features: NDArray[np.float64], areas: Sequence[int], *, share: float, seed: int) -> list[int]:
@@ -279,15 +305,22 @@ def _choose(features: NDArray[np.float64], areas: Sequence[int], *, share: float
     chosen: list[int] = []
     while not chosen or sum(areas[i] for i in chosen) < (share - 0.02) * sum(areas):
         held = shares[chosen].sum(axis=0)
-        miss = [np.abs(held + shares[i] - share).sum() if i not in chosen else np.inf for i in order]
+        miss = [np.abs(held + shares[i] - share).sum() + _unfit(held + shares[i], shares[i]) for i in order]
+        miss = [np.inf if i in chosen else cost for i, cost in zip(order, miss, strict=True)]
         chosen.append(int(order[int(np.argmin(miss))]))
     return chosen
 
 
-def _cell(height: int, width: int, rows: int, cols: int, row: int, col: int) -> Window:
-    top, bottom = height * row // rows, height * (row + 1) // rows
-    left, right = width * col // cols, width * (col + 1) // cols
-    return Window(left, top, right - left, bottom - top)
+def _unfit(held: NDArray[np.float64], block: NDArray[np.float64]) -> float:
+    """Cost of holding a block without any label, or one that leaves a class too little to learn from."""
+    return 100.0 * (not block.any()) + 10.0 * float((held > MOST_HELD).sum())
+
+
+def _cell(area: Window, rows: int, cols: int, place: int) -> Window:
+    row, col = divmod(place, cols)
+    top, bottom = area.height * row // rows, area.height * (row + 1) // rows
+    left, right = area.width * col // cols, area.width * (col + 1) // cols
+    return Window(area.col_off + left, area.row_off + top, right - left, bottom - top)
 
 
 def _features_in(ground: Ground, windows: Sequence[Window]) -> NDArray[np.float64]:
@@ -298,6 +331,26 @@ def _features_in(ground: Ground, windows: Sequence[Window]) -> NDArray[np.float6
         touched, _ = shapely.STRtree(geometries).query(outlines, predicate="intersects")
         counts[:, k] = np.bincount(touched, minlength=len(windows))
     return counts
+
+
+def bar_shared_ground(grounds: Sequence[Ground]) -> tuple[Ground, ...]:
+    """Return `grounds` with what each shows of the ground that another holds barred from learning."""
+    return tuple(replace(ground, barred=tuple(_shown_of_others(ground, grounds))) for ground in grounds)
+
+
+def _shown_of_others(ground: Ground, grounds: Sequence[Ground]) -> Iterator[Window]:
+    grid = ground.scene.grid
+    for other in grounds:
+        source = other.scene.grid
+        if other is ground or grid.crs is None or source.crs is None:
+            continue
+        for held in other.held:
+            outline = shapely.get_coordinates(source.crop(held).footprint(grid.crs))
+            rows, cols = grid.rowcol(xs=outline[:, 0], ys=outline[:, 1])
+            row, col = math.floor(rows.min()), math.floor(cols.min())
+            shown = Window(col, row, math.ceil(cols.max()) - col, math.ceil(rows.max()) - row)
+            if overlap(shown, grid.window) is not None:
+                yield shown
 
 
 def refuse_leaks(training: Sequence[Ground], validation: Sequence[Ground]) -> None:
@@ -314,7 +367,7 @@ def refuse_leaks(training: Sequence[Ground], validation: Sequence[Ground]) -> No
             if (held.scene.grid.crs is None) != (ground.scene.grid.crs is None):
                 continue
             other = ground.scene.grid.footprint(held.scene.grid.crs)
-            same_files = set(held.scene.paths) & set(ground.scene.paths)
+            same_files = {*map(os.path.realpath, held.scene.paths)} & {*map(os.path.realpath, ground.scene.paths)}
             placed = held.scene.grid.crs is not None
             share = 1.0 if same_files else outline.intersection(other).area / outline.area if placed else 0.0
             if share > 1e-6:

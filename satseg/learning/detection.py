@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.crs import Bounds, CRSLike
-from satseg.errors import UsageError
+from satseg.errors import InputError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.scene import Scene
 from satseg.imagery.writer import RasterWriter
@@ -115,22 +115,29 @@ class Products:
         )
 
     def write(
-        self, model: Model, tiles: Iterable[TileScores], *, origin: Window, thresholds: NDArray[np.float32],
-        overwrite: bool,
-    ) -> int:  # fmt: skip
-        """Write mask and scores tile by tile; return the number of valid pixels."""
-        count = 0
+        self, model: Model, tiles: Iterable[TileScores], *, scene: str, origin: Window,
+        thresholds: NDArray[np.float32], overwrite: bool,
+    ) -> None:  # fmt: skip
+        """Write mask and scores of the scene called `scene`, tile by tile.
+
+        Raises
+        ------
+        InputError
+            Not one pixel was valid; then nothing is left of either file.
+        """
+        found = False
         with ExitStack() as stack:
             mask = stack.enter_context(self._mask_writer(model, overwrite))
             scores = stack.enter_context(self._score_writer(model, overwrite))
             for tile in tiles:
                 row, col = tile.window.row_off - origin.row_off, tile.window.col_off - origin.col_off
                 place = Window(col, row, tile.window.width, tile.window.height)
-                reached = (tile.scores >= thresholds[:, None, None]).astype(np.uint8)
-                mask.write(np.where(tile.valid, reached, np.uint8(INVALID)), place)
+                reached = (tile.scores >= thresholds[:, None, None]).view(np.uint8)
+                mask.write(_blanked(reached, tile.valid, INVALID), place)
                 scores.write(self._encoded(tile), place)
-                count += int(np.count_nonzero(tile.valid))
-        return count
+                found |= bool(tile.valid.any())
+            if not found:
+                raise InputError(f"{scene} has no valid pixel here", hint="check nodata and masks", code="E-IN-020")
 
     def _mask_writer(self, model: Model, overwrite: bool) -> RasterWriter:
         return RasterWriter(
@@ -150,8 +157,13 @@ class Products:
 
     def _encoded(self, tile: TileScores) -> NDArray[Any]:
         if self.keeps_scores:
-            return np.where(tile.valid, tile.scores, np.float32(np.nan))
-        return np.rint(tile.scores * SCORE_STEPS).astype(np.uint16)
+            return _blanked(tile.scores, tile.valid, np.nan)
+        return (tile.scores * np.float32(SCORE_STEPS) + np.float32(0.5)).astype(np.uint16)
+
+
+def _blanked(planes: NDArray[Any], valid: NDArray[np.bool_], value: float) -> NDArray[Any]:
+    """`planes` (K, h, w) with `value` where not valid; as they are when all is valid."""
+    return planes if valid.all() else np.where(valid, planes, planes.dtype.type(value))
 
 
 def thresholds_of(model: Model, override: float | None) -> NDArray[np.float32]:

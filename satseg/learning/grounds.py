@@ -7,10 +7,12 @@ training ground.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeAlias
 
 import geopandas
@@ -19,14 +21,17 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.errors import BandError, InputError, LabelError, UsageError
+from satseg.crs import describe
+from satseg.errors import BandError, CRSError, InputError, LabelError, UsageError
+from satseg.grid import slices
 from satseg.imagery.drivers import DEFAULT_DRIVERS
-from satseg.imagery.labels import LabelLayer
+from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
-from satseg.learning.chips import BLOCK_PX, Ground, hold_out, refuse_leaks
+from satseg.learning.chips import BLOCK_PX, Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
 from satseg.specs import ClassItem, class_spec
+from satseg.vector.classes import classes_of
 from satseg.vector.features import read_features
 from satseg.vector.finish import Measure
 from satseg.vector.styles import class_colors
@@ -83,17 +88,28 @@ def open_pair(scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, option
     """Open one scene with its labels, read by the class field of `options`."""
     opened = as_scene(scene, options)
     layer = labels if isinstance(labels, geopandas.GeoDataFrame) else read_features(labels, field=options.field)
-    if "class_name" not in layer.columns:
-        column = options.field if options.field in layer.columns else None
-        names = layer[column].astype(str) if column else (options.classes or ("feature",))[0]
-        layer = layer.assign(class_name=names)
-    outline = None
-    if aoi is not None:
-        region = read_features(aoi)
-        if opened.grid.crs is not None and region.crs is not None:
-            region = region.to_crs(opened.grid.crs.to_wkt())
-        outline = shapely.union_all(region.geometry.to_numpy())
-    return Pair(opened, layer, outline)
+    names = classes_of(layer, options.field if layer is labels else None, None, "labels")
+    if options.classes and len(options.classes) == 1 and options.field is None and {*names} == {SINGLE_CLASS}:
+        names[:] = options.classes[0]
+    known = np.array([name is not None for name in names], dtype=bool)
+    layer = layer.assign(class_name=names)[known]
+    return Pair(opened, layer, None if aoi is None else _outline(aoi, opened))
+
+
+def _outline(aoi: PathLike, scene: Scene) -> shapely.Geometry:
+    """The area of interest as one geometry in the scene's CRS."""
+    region, crs = read_features(aoi), scene.grid.crs
+    if (crs is None) != (region.crs is None):
+        raise CRSError(
+            f"{os.fspath(aoi)} is in {describe(region.crs)}, {scene.name} in {describe(crs)}",
+            hint="give both a CRS (--src-crs for the scene)",
+            code="E-CRS-020",
+        )
+    moved = region if crs is None else region.to_crs(crs.to_wkt())
+    outline = shapely.union_all(moved.geometry.to_numpy())
+    if not outline.intersects(scene.grid.footprint()):
+        raise LabelError(f"the area {os.fspath(aoi)} does not touch {scene.name}", code="E-LAB-011")
+    return outline
 
 
 def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Prepared:
@@ -122,7 +138,7 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
     else:
         train = config.train
         grounds = tuple(hold_out(g, share=train.valid_share, chip=train.chip, seed=train.seed) for g in grounds)
-        validation = grounds
+        validation = grounds = bar_shared_ground(grounds)
     classes = with_clean_up(classes, grounds)
     return Prepared(grounds, validation, classes, bands, gsd, measure(grounds, seed=config.train.seed))
 
@@ -139,10 +155,8 @@ def _classes(pairs: Sequence[Pair], options: DataOptions) -> tuple[ClassItem, ..
             code="E-LAB-010",
         )
     colors = class_colors(names)
-    return tuple(
-        known.get(name) or ClassItem(name=name, id=number, color=colors[name])
-        for number, name in enumerate(names, start=1)
-    )
+    free = (number for number in count(1) if number not in {item.id for item in known.values()})
+    return tuple(known.get(name) or ClassItem(name=name, id=next(free), color=colors[name]) for name in names)
 
 
 def with_clean_up(classes: Sequence[ClassItem], grounds: Sequence[Ground]) -> tuple[ClassItem, ...]:
@@ -192,9 +206,14 @@ def _by_number(band: str, scene: Scene) -> str:
 def _working_gsd(pairs: Sequence[Pair], options: DataOptions) -> float | None:
     """Working GSD in metres: the one asked for, else that of the coarsest scene; None off the Earth."""
     placed = [pair.scene.grid.gsd_m() for pair in pairs if pair.scene.grid.crs is not None]
-    if not placed:
-        return options.gsd
-    return options.gsd or max(placed)
+    if options.gsd is not None and len(placed) < len(pairs):
+        names = [pair.scene.name for pair in pairs if pair.scene.grid.crs is None]
+        raise UsageError(
+            f"a working resolution of {options.gsd} m means nothing on {names}, which have no CRS",
+            hint="give --src-crs, or leave --gsd out",
+            code="E-TRN-002",
+        )
+    return options.gsd or max(placed, default=None)
 
 
 def _ground(
@@ -202,7 +221,7 @@ def _ground(
 ) -> Ground:
     scene = pair.scene.select(bands)
     spread = GSD_SPREAD if options.gsd is None else 1e-3
-    if gsd is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
+    if gsd is not None and scene.grid.crs is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
         scene = scene.at_gsd(gsd)
     layer = LabelLayer.build(
         pair.labels, scene.grid, classes, aoi=pair.aoi, unlabelled=options.unlabelled, ignore=IGNORE
@@ -211,7 +230,7 @@ def _ground(
 
 
 def measure(grounds: Sequence[Ground], *, seed: int) -> Normalization:
-    """Normalization over the valid pixels of up to `MEASURED_BLOCKS` trainable blocks per scene.
+    """Normalization over the trainable pixels of up to `MEASURED_BLOCKS` blocks per scene that have any.
 
     Raises
     ------
@@ -220,16 +239,29 @@ def measure(grounds: Sequence[Ground], *, seed: int) -> Normalization:
     """
     meter = Normalizer(grounds[0].scene.bands)
     for ground in grounds:
-        height, width = ground.scene.grid.shape
-        rows, cols = -(-height // BLOCK_PX), -(-width // BLOCK_PX)
-        order = np.random.default_rng((seed, rows, cols)).permutation(rows * cols)
+        seen = 0
         with ground.scene.reader() as reader:
-            for number in order[:MEASURED_BLOCKS]:
-                row, col = divmod(int(number), cols)
-                top, left = row * BLOCK_PX, col * BLOCK_PX
-                size = min(BLOCK_PX, height - top), min(BLOCK_PX, width - left)
-                meter.update(reader.read(Window(left, top, size[1], size[0])))
+            for place in _blocks(ground, seed):
+                raster = reader.read(place)
+                usable = raster.valid.copy()
+                for part in ground.closed(place):
+                    usable[slices(part, place)] = False
+                if usable.any():
+                    meter.update(dataclasses.replace(raster, valid=usable))
+                    seen += 1
+                if seen == MEASURED_BLOCKS:
+                    break
     if meter.count == 0:
         names = ", ".join(ground.scene.name for ground in grounds)
         raise InputError(f"not one valid pixel in {names}", hint="check nodata and masks", code="E-IN-020")
     return meter.result()
+
+
+def _blocks(ground: Ground, seed: int) -> Iterator[Window]:
+    """All blocks of the scene in a seeded order."""
+    height, width = ground.scene.grid.shape
+    rows, cols = -(-height // BLOCK_PX), -(-width // BLOCK_PX)
+    for number in np.random.default_rng((seed, rows, cols)).permutation(rows * cols):
+        row, col = divmod(int(number), cols)
+        top, left = row * BLOCK_PX, col * BLOCK_PX
+        yield Window(left, top, min(BLOCK_PX, width - left), min(BLOCK_PX, height - top))

@@ -12,9 +12,14 @@ are not computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import ctypes
+import platform
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -33,6 +38,8 @@ from satseg.raster import Raster
 
 DEFAULT_TILE_PX = 1536
 """Kept side of a tile: the default network's halo of 112 then adds 31 % to its pixels, in about 1 GB."""
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK_BYTES = 4 * 2**20
 Item = TypeVar("Item")
 
 
@@ -114,7 +121,7 @@ def predict_tiles(
     scene : Scene
         As `working_scene` returns it.
     amp : bool
-        Compute in bfloat16 (CPU) or float16 (GPU).
+        Compute in bfloat16, whose range is that of float32.
     flips : bool
         Average over the eight flips and quarter turns (D4): eight times the work.
     """
@@ -126,9 +133,11 @@ def predict_tiles(
     forward = _Forward(model, amp=amp, flips=flips)
     total, done = float(plan.window.height * plan.window.width), 0.0
     tiles = (_tight(tile, halo=plan.halo, stride=stride) for tile in plan)
+    _keep_heap_flat()
     with scene.reader() as reader:
-        for batch in _ahead(lambda group: _read(reader, group), _grouped(tiles, batch_size)):
-            for result in forward(batch):
+        batches = _ahead(lambda group: _read(reader, group), _grouped(tiles, batch_size))
+        with closing(batches):  # the reading thread ends before its reader is closed
+            for result in chain.from_iterable(map(forward, batches)):
                 done += result.window.height * result.window.width
                 progress("detect", done, total, "")
                 yield result
@@ -168,8 +177,8 @@ class Standardize(torch.nn.Module):
 
     def forward(self, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Return (B, C, H, W) float32, finite; `valid` is (B, 1, H, W) bool."""
-        scaled = (torch.clamp(image, self.low, self.high) - self.offset) / self.scale
-        return torch.where(valid, scaled, 0.0)
+        scaled = torch.clamp(image, self.low, self.high).sub_(self.offset).div_(self.scale)
+        return scaled if bool(valid.all()) else scaled.masked_fill_(~valid, 0.0)
 
 
 class _Forward:
@@ -181,36 +190,48 @@ class _Forward:
         self._network = model.network.eval().to(model.device).to(memory_format=torch.channels_last)
 
     def __call__(self, batch: Sequence[tuple[Tile, Raster]]) -> list[TileScores]:
-        live = [raster for _, raster in batch if raster.valid.any()]
-        scores: Iterator[NDArray[np.float32]] = iter(self._scores(live) if live else ())
+        live = [(tile, raster) for tile, raster in batch if raster.valid.any()]
+        scores = iter(self._scores(live) if live else ())
         results = []
         for tile, raster in batch:
             rows, cols = slices(tile.keep, tile.read)
             valid = raster.valid[rows, cols]
             if raster.valid.any():
-                kept = np.where(valid, next(scores)[:, rows, cols], np.float32(0))
+                kept = next(scores)
+                if not valid.all():
+                    kept[:, ~valid] = 0
             else:
                 kept = np.zeros((len(self._model.classes), *valid.shape), np.float32)
             results.append(TileScores(tile.keep, kept, valid))
         return results
 
     @torch.inference_mode()
-    def _scores(self, rasters: Sequence[Raster]) -> NDArray[np.float32]:
-        device = self._model.device
-        image = torch.from_numpy(np.stack([raster.data for raster in rasters]).astype(np.float32)).to(device)
-        valid = torch.from_numpy(np.stack([raster.valid for raster in rasters])[:, None]).to(device)
-        normal = self._normalize(image, valid)
-        kind = torch.float16 if device.type == "cuda" else torch.bfloat16
-        with torch.autocast(device.type, dtype=kind, enabled=self._amp):
-            summed = self._symmetric(normal) if self._flips else self._sigmoid(normal)
-        result: NDArray[np.float32] = summed.float().cpu().numpy()
-        return result
+    def _scores(self, batch: Sequence[tuple[Tile, Raster]]) -> list[NDArray[np.float32]]:
+        """Scores (K, h, w) of what each tile keeps; only those pixels are turned into scores."""
+        normal = self._normalize(*self._on_device([raster for _, raster in batch]))
+        with torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._amp):
+            planes = self._symmetric(normal) if self._flips else self._logits(normal)
+        results = []
+        for (tile, _), plane in zip(batch, planes, strict=True):
+            rows, cols = (self._inside(part) for part in slices(tile.keep, tile.read))
+            kept = plane[:, rows, cols].float()
+            results.append((kept if self._flips else kept.sigmoid()).cpu().numpy())
+        return results
 
-    def _sigmoid(self, image: torch.Tensor) -> torch.Tensor:
-        logits = self._network(image.contiguous(memory_format=torch.channels_last))
-        margin = self._network.crop  # the valid-centre crop is inside the halo: pad it back
-        scores = logits.float().sigmoid()
-        return torch.nn.functional.pad(scores, [margin] * 4) if margin else scores
+    def _on_device(self, rasters: Sequence[Raster]) -> tuple[torch.Tensor, torch.Tensor]:
+        image = np.empty((len(rasters), *rasters[0].shape), np.float32)
+        for place, raster in zip(image, rasters, strict=True):
+            place[...] = raster.data
+        valid = np.stack([raster.valid for raster in rasters])[:, None]
+        return torch.from_numpy(image).to(self._model.device), torch.from_numpy(valid).to(self._model.device)
+
+    def _inside(self, part: slice) -> slice:
+        """`part` of a read, in the output of a network that cuts a margin off."""
+        return slice(part.start - self._network.crop, part.stop - self._network.crop)
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._network(image.contiguous(memory_format=torch.channels_last))
+        return logits
 
     def _symmetric(self, image: torch.Tensor) -> torch.Tensor:
         """Arithmetic mean of the scores over D4, each turned back."""
@@ -218,7 +239,7 @@ class _Forward:
         for turns in range(4):
             for mirrored in (False, True):
                 turned = torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
-                scores = torch.rot90(self._sigmoid(turned), -turns, (-2, -1))
+                scores = torch.rot90(self._logits(turned).float().sigmoid(), -turns, (-2, -1))
                 total = total + (scores.flip(-1) if mirrored else scores)
         return total / 8
 
@@ -256,7 +277,7 @@ def _shape(tile: Tile) -> tuple[int, int]:
     return tile.read.height, tile.read.width
 
 
-def _ahead(work: Callable[[list[Tile]], Item], groups: Iterator[list[Tile]]) -> Iterator[Item]:
+def _ahead(work: Callable[[list[Tile]], Item], groups: Iterator[list[Tile]]) -> Generator[Item]:
     """Yield ``work(group)`` in order, the next one always under way in a thread of its own."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending: Future[Item] | None = None
@@ -267,6 +288,18 @@ def _ahead(work: Callable[[list[Tile]], Item], groups: Iterator[list[Tile]]) -> 
             pending = upcoming
         if pending is not None:
             yield pending.result()
+
+
+@cache
+def _keep_heap_flat() -> None:
+    """Have glibc return every large block to the system when it is freed.
+
+    By default it raises its limit for such blocks to 32 MiB as they come and go; tiles of changing size
+    then leave holes in the heap, and memory grows by a fifth over a tall scene (mallopt(3),
+    M_MMAP_THRESHOLD). Other C libraries have no such call and need none.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def check_halo(model: Model, halo: int) -> None:

@@ -14,6 +14,7 @@ import shapely
 import torch
 
 from satseg.crs import describe
+from satseg.errors import UsageError
 from satseg.imagery.scene import Scene
 from satseg.learning.augment import step_generator
 from satseg.learning.bundle import Model, architecture_of, current_versions, resolve_device
@@ -23,7 +24,7 @@ from satseg.learning.grounds import Prepared
 from satseg.learning.training import Learner, Outcome
 from satseg.learning.unet import UNet, UNetConfig
 from satseg.run import RunConfig
-from satseg.specs import sensor_spec
+from satseg.specs import list_sensors, sensor_spec
 
 RARE = 0.01
 """Share of the ground that a class is taken to cover before training: the head's first bias."""
@@ -39,6 +40,12 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
     """
     device = resolve_device(run.train.device)
     config = UNetConfig(bands=len(prepared.bands), classes=len(prepared.classes), **run.model.model_dump())
+    if run.train.chip % config.stride or run.train.chip <= 2 * config.crop:
+        raise UsageError(
+            f"chip {run.train.chip} is no multiple of the network's stride {config.stride} above its crop",
+            hint=f"give {-(-max(run.train.chip, 2 * config.crop + 1) // config.stride) * config.stride}",
+            code="E-TRN-007",
+        )
     network = UNet(config, prior=RARE, generator=step_generator(run.train.seed, 0))
     names = tuple(item.name for item in prepared.classes)
     return Learner(network, prepared.normalization, run.train, classes=names, device=device)
@@ -61,7 +68,7 @@ def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome
     )
     card = ModelCard(
         architecture=architecture_of(network),
-        bands=_band_cards(prepared.bands, scene),
+        bands=_band_cards(prepared.bands, run.data.sensor, scene),
         gsd_m=prepared.gsd_m,
         normalization=prepared.normalization,
         classes=classes,
@@ -94,9 +101,10 @@ def _source(ground: Ground) -> TrainingSource:
     )
 
 
-def _band_cards(names: Sequence[str], scene: Scene) -> tuple[BandCard, ...]:
-    """Bands with the wavelengths of the scene's sensor, where it has one."""
-    known = {band.name: band for band in sensor_spec(scene.sensor).bands} if scene.sensor else {}
+def _band_cards(names: Sequence[str], given: str | None, scene: Scene) -> tuple[BandCard, ...]:
+    """Bands with the wavelengths of the sensor given, else of the scene's own where it is a shipped one."""
+    sensor = given or (scene.sensor if scene.sensor in list_sensors() else None)
+    known = {band.name: band for band in sensor_spec(sensor).bands} if sensor else {}
     cards = []
     for name in names:
         band = known.get(name)

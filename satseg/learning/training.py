@@ -115,7 +115,7 @@ class RoundSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         learner, size = self._learner, self._learner.options.batch
         ranks, rank = learner.trainer.world_size, learner.trainer.global_rank
-        step, until = learner.global_step, (learner.current_epoch + 1) / learner.options.rounds
+        step, until = learner.global_step, (learner.current_epoch + 1) / (learner.trainer.max_epochs or 1)
         while True:
             first = (step * ranks + rank) * size
             yield list(range(first, first + size))
@@ -204,7 +204,8 @@ class Learner(lightning.LightningModule):
         for name, score in zip(self.classes, scores, strict=True):
             self.log(f"jaccard/{name}", score, sync_dist=False)
         present = [score for score in scores if score == score]
-        self.log("jaccard", float(np.mean(present)) if present else 0.0, sync_dist=False)
+        nothing = self.budget.share(self.global_step) - 1  # no truth to choose by: the last weights are kept
+        self.log("jaccard", float(np.mean(present)) if present else nothing, sync_dist=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set before each step from the elapsed share of the budget."""
@@ -281,6 +282,7 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     """
     checkpoint = folder / "last.ckpt"
     chips, tiles = _loaders(learner, prepared)
+    _keep_metrics(folder)
     with _quiet():
         trainer = _trainer(learner, folder, [*_checkpoints(folder), _Reporter(progress)])
         with _interrupts():
@@ -291,6 +293,14 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     thresholds, scores = learner.curve.best()
     jaccard = tuple(None if score != score else score for score in scores)
     return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped)
+
+
+def _keep_metrics(folder: Path) -> None:
+    """Put the metrics of the run being resumed aside: the CSV logger starts its file anew."""
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        parts = len([*folder.glob("metrics.*.csv")])
+        metrics.rename(folder / f"metrics.{parts + 1}.csv")
 
 
 def _loaders(learner: Learner, prepared: Prepared) -> tuple[DataLoader[Chip], DataLoader[Chip]]:
@@ -349,7 +359,7 @@ def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> light
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision="bf16-mixed" if wants_bf16 else "32-true",
-        max_epochs=options.rounds,
+        max_epochs=min(options.rounds, options.steps or options.rounds),
         gradient_clip_val=options.clip_norm,
         logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")],
         callbacks=callbacks,

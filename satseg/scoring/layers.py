@@ -65,6 +65,8 @@ class Layer:
     repaired : int
         How many polygons were invalid.
     warnings : tuple of str
+    field : str or None
+        The attribute that the classes were read from.
     """
 
     polygons: Geometries
@@ -75,6 +77,7 @@ class Layer:
     unknown: Geometries | None = None
     repaired: int = 0
     warnings: tuple[str, ...] = ()
+    field: str | None = None
 
     def of(self, name: str) -> Geometries:
         """Return the polygons of class `name`."""
@@ -138,7 +141,8 @@ def read_layer(source: LayerLike, *, field: str | None = None, role: str = "laye
     layer = _vector_layer(features, CLASS_FIELD, role)
     dropped = features.attrs["dropped"]
     notes = (f"{dropped} features of the {role} have no class or no area",) if dropped else ()
-    return replace(layer, repaired=features.attrs["repaired"], warnings=notes)
+    own = field if field in features.columns else CLASS_FIELD
+    return replace(layer, repaired=features.attrs["repaired"], warnings=notes, field=own)
 
 
 def _read_file(path: str | os.PathLike[str], field: str | None) -> geopandas.GeoDataFrame:
@@ -252,6 +256,7 @@ def _vector_layer(features: geopandas.GeoDataFrame, field: str | None, role: str
         None if features.crs is None else pyproj.CRS(features.crs),
         repaired=repaired,
         warnings=tuple(f"{n} features of the {role} have no {what}" for what, n in lost.items() if n),
+        field=field if field in features.columns else CLASS_FIELD,
     )
 
 

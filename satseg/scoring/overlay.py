@@ -9,7 +9,7 @@ misses lie over a grey and dimmed scene, whose own colours would pass for theirs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -71,16 +71,16 @@ class Drawing:
     classes: tuple[str, ...]
     image: Scene | Raster | None = None
 
-    def panels(self) -> Panels:
-        """Draw the scene."""
+    def panels(self, colors: Mapping[str, str] | None = None) -> Panels:
+        """Draw the scene, classes in `colors` ("#rrggbb" by name) or those of the palette."""
         picture, grid = self._background()
         truth = rasterize(self.truth, like=grid, classes=self.classes).data > 0
         pred = rasterize(self.pred, like=grid, classes=self.classes).data > 0
-        colors = class_colors(self.classes).values()
+        shades = class_colors(self.classes, colors).values()
         return Panels(
             picture,
-            paint(zip(colors, truth, strict=True), grid, alpha=CLASS_ALPHA),
-            paint(zip(colors, pred, strict=True), grid, alpha=CLASS_ALPHA),
+            paint(zip(shades, truth, strict=True), grid, alpha=CLASS_ALPHA),
+            paint(zip(shades, pred, strict=True), grid, alpha=CLASS_ALPHA),
             paint(error_masks(truth, pred).items(), grid, alpha=ERROR_ALPHA),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -81,8 +81,8 @@ $pictures</main></body></html>
 """)
 
 
-def report_page(report: Report) -> str:
-    """Return the whole page of `report`, with pictures of its weakest scenes."""
+def report_page(report: Report, colors: Mapping[str, str] | None = None) -> str:
+    """Return the whole page of `report`, with pictures of its weakest scenes, classes in `colors`."""
     drawn = [scene for scene in report.scenes.values() if scene.drawing is not None]
     drawn.sort(key=lambda scene: 2.0 if scene.mean_jaccard is None else scene.mean_jaccard)
     return PAGE.substitute(
@@ -92,7 +92,7 @@ def report_page(report: Report) -> str:
         warnings="".join(f"<p>Note: {_text(note, limit=500)}</p>" for note in report.warnings),
         classes=_table(report, "class"),
         scenes=_table(report, "scene"),
-        pictures="".join(_scene_figure(number, scene) for number, scene in enumerate(drawn[:MAX_PICTURES])),
+        pictures="".join(_scene_figure(number, scene, colors) for number, scene in enumerate(drawn[:MAX_PICTURES])),
     )
 
 
@@ -142,16 +142,16 @@ def _bar(counts: AreaCounts) -> str:
     return f'<div class="bar">{spans}</div>'
 
 
-def _scene_figure(number: int, scene: SceneScore) -> str:
+def _scene_figure(number: int, scene: SceneScore, colors: Mapping[str, str] | None) -> str:
     drawing: Drawing | None = scene.drawing
     if drawing is None:
         return ""
-    panels = drawing.panels()
+    panels = drawing.panels(colors)
     height, width = panels.errors.shape[1:]
     ground = f"ground g{number}" + (" coarse" if max(height, width) < 400 else "")
     image = "" if panels.image is None else f"background-image:url({_data_uri(panels.image)})"
     errors = list(ERROR_COLORS.items())[: 4 if len(drawing.classes) > 1 else 3]
-    classes = class_colors(drawing.classes).items()
+    classes = class_colors(drawing.classes, colors).items()
     over = ground if panels.image is None else f"{ground} muted"
     figures = (
         _panel(ground, "Truth", panels.truth, classes),

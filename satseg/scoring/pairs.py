@@ -86,9 +86,19 @@ def read_pairs(
         )
         for name, (found, real) in matched.items()
     ]
+    notes.extend(note for pair in pairs if (note := _unknown_field(pair, fields)))
     if len(pairs) == 1 and isinstance(pairs[0].place.image, Scene):
         pairs = [replace(pairs[0], name=pairs[0].place.image.name)]
     return pairs, notes
+
+
+def _unknown_field(pair: Pair, fields: tuple[str | None, str | None]) -> str | None:
+    """Say so when neither layer has the attribute asked for, so that both were read by ``class_name``."""
+    sides = zip((pair.pred, pair.truth), fields, strict=True)
+    asked = [(layer, field) for layer, field in sides if field is not None and layer.field and len(layer.polygons)]
+    if not asked or any(layer.field == field for layer, field in asked):
+        return None
+    return f"{pair.name}: neither prediction nor truth has an attribute {asked[-1][1]!r}; class_name is taken"
 
 
 def _several(source: Any) -> dict[str, Any] | list[Any]:

@@ -260,15 +260,23 @@ class Report:
             lines.append("  ".join([name.ljust(first), *aligned]))
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-    def to_html(self, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False) -> str:
+    def to_html(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = False,
+        colors: Mapping[str, str] | None = None,
+    ) -> str:
         """Return a page with tables and overlays that needs no other file, written to `path` when given.
+
+        Classes are drawn in `colors` ("#rrggbb" by name), such as those of a model's card.
 
         Raises
         ------
         OutputError
             `path` cannot be written, or exists and `overwrite` is off.
         """
-        text = report_page(self)
+        text = report_page(self, colors)
         if path is not None:
             write_text(path, text, overwrite=overwrite)
         return text

@@ -37,6 +37,14 @@ from satseg.vector.features import write_features
 
 SYNTHETIC_CLASSES = ("building", "road", "track", "tree", "crop", "water", "vehicle", "artificial_turf")
 """Classes of generated scenes; class_id is the place in this tuple, from 1."""
+SYNTHETIC_COLORS = dict(
+    zip(
+        SYNTHETIC_CLASSES,
+        ("#f28e2b", "#d9d9d9", "#c9a063", "#2f9e44", "#f2e06b", "#3f97e8", "#ff2e4d", "#c65cff"),
+        strict=True,
+    )
+)
+"""As a map would colour them."""
 SENSORS = ("worldview2", "worldview3")
 """Sensors whose multispectral bands are those of `satseg.synthetic.spectra`."""
 MIN_SIDE_PX = 64

@@ -1,0 +1,130 @@
+"""`satseg train`: run files and options that say the same, budgets, data of several kinds, and resuming."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from satseg.learning.bundle import read_card
+from tests.commands import TINY, build_town, command_of
+
+RUN = """
+[data]
+scenes = [{ scene = ["a_red.tif", "a_nir.tif"], labels = "a.parquet" }]
+field = "kind"
+[model]
+width = 4
+depth = 2
+stem = 1
+[train]
+steps = 50
+chip = 32
+batch = 2
+rounds = 1
+device = "cpu"
+"""
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return build_town(tmp_path_factory.mktemp("town"))
+
+
+@pytest.fixture
+def run(capfd):
+    return command_of(capfd)
+
+
+def options_of(model):
+    return read_card(model).training.options
+
+
+def test_print_config_shows_every_default_and_reads_back(run, tmp_path):
+    printed = run("train", "--print-config").done().out
+    content = tomllib.loads(printed)
+    assert set(content) == {"data", "model", "train"}
+    assert content["train"]["minutes"] == 10
+    (tmp_path / "run.toml").write_text(printed)
+    assert run("train", tmp_path / "run.toml", "--print-config").done().out == printed
+
+
+def test_options_and_overrides_stand_over_the_run_file(run, tmp_path):
+    (tmp_path / "run.toml").write_text(RUN)
+    args = ("train", tmp_path / "run.toml", "--print-config", "train.chip=48", "--batch", 3, "--minutes", 2)
+    found = tomllib.loads(run(*args).done().out)
+    assert found["train"]["minutes"] == 2
+    assert "steps" not in found["train"]
+    assert (found["train"]["chip"], found["train"]["batch"], found["train"]["rounds"]) == (48, 3, 1)
+    assert found["data"]["scenes"][0]["scene"] == [str(tmp_path / name) for name in ("a_red.tif", "a_nir.tif")]
+
+
+def test_data_on_the_command_line_stand_in_the_run_file_too(run, town, tmp_path, monkeypatch):
+    monkeypatch.chdir(town)
+    args = ("--data", "a_red.tif,a_nir.tif", "a.gpkg", "--valid-data", "b.tif", "b.gpkg")
+    printed = run("train", *args, "--print-config").done().out
+    (tmp_path / "run.toml").write_text(printed)
+    assert run("train", tmp_path / "run.toml", "--print-config").done().out == printed
+    found = tomllib.loads(printed)["data"]
+    both = [str(town / "a_red.tif"), str(town / "a_nir.tif")]
+    assert found["scenes"] == [{"scene": both, "labels": str(town / "a.gpkg")}]
+    assert found["valid_scenes"] == [{"scene": str(town / "b.tif"), "labels": str(town / "b.gpkg")}]
+
+
+def test_overrides_need_no_run_file(run):
+    found = tomllib.loads(run("train", "train.steps=7", "--field", "kind", "--print-config").done().out)
+    assert (found["train"]["steps"], found["data"]["field"]) == (7, "kind")
+
+
+def test_a_run_file_trains_a_model_that_detects(run, town, tmp_path):
+    (town / "run.toml").write_text(RUN)
+    model = tmp_path / "model.safetensors"
+    said = run("train", town / "run.toml", "train.steps=2", "-o", model).done()
+    assert said.out.splitlines()[0] == str(model)
+    assert "validation Jaccard" in said.out
+    assert "train 100 %" in said.err
+    card = read_card(model)
+    assert (card.band_names, card.class_names) == (("red", "nir"), ("A", "B"))
+    assert card.training.steps == 2
+    assert (tmp_path / "model.run" / "run.toml").is_file()
+    run("detect", model, town / "b.tif", "-o", tmp_path / "found.gpkg", "--device", "cpu").done()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.run", "found.gpkg"}
+
+
+def test_several_data_and_validation_scenes(run, town, tmp_path):
+    model, both = tmp_path / "model.safetensors", f"{town / 'a_red.tif'},{town / 'a_nir.tif'}"
+    args = ["--data", both, town / "a.gpkg", "--valid-data", town / "b.tif", town / "b.gpkg", "--field", "class_name"]
+    args += ["--classes", "b,a", "--bands", "2", "--gsd", 2, "--run-dir", tmp_path / "logs", "--seed", 3]
+    run("train", "-o", model, *args, *TINY).done()
+    card = read_card(model)
+    assert (card.band_names, card.class_names, card.gsd_m) == (("nir",), ("b", "a"), 2)
+    assert card.training.seed == 3
+    assert (tmp_path / "logs").is_dir()
+    args = ["--data", town / "a.tif", town / "a.gpkg", "--data", town / "b.tif", town / "b.gpkg"]
+    run("train", "-o", model, *args, "--overwrite", *TINY).done()
+    assert len(read_card(model).training.sources) == 2
+    assert options_of(model)["train"]["steps"] == 2
+
+
+def test_a_scene_without_crs_trains_in_pixels_or_with_src_crs(run, town, tmp_path):
+    model = tmp_path / "model.safetensors"
+    args = ("train", "-o", model, "--data", town / "bare.tif")
+    run(*args, town / "bare.parquet", *TINY).done()
+    assert read_card(model).gsd_m is None
+    line = run(*args, town / "a.gpkg", "--overwrite", *TINY).refused(3, "E-CRS-201")
+    assert "--src-crs" in line
+    run(*args, town / "a.gpkg", "--src-crs", "EPSG:32633", "--overwrite", *TINY).done()
+    assert read_card(model).gsd_m == 1
+
+
+def test_a_finished_run_is_resumed_into_the_same_model(run, town, tmp_path):
+    args = ("train", "--data", town / "a.tif", town / "a.gpkg", "-o", tmp_path / "m.safetensors", *TINY)
+    run(*args).done()
+    weights = read_card(tmp_path / "m.safetensors").weights_sha256
+    (tmp_path / "m.safetensors").unlink()
+    run(*args).refused(4, "E-OUT-010")
+    run(*args, "--resume").done()
+    assert read_card(tmp_path / "m.safetensors").weights_sha256 == weights
+    (tmp_path / "m.safetensors").unlink()
+    run(*args, "--resume", "train.batch=3").refused(2, "E-TRN-006")
+    run(*args, "--data", town / "b.tif", town / "b.gpkg", "--resume").refused(2, "E-TRN-006")
