@@ -13,10 +13,11 @@ from pathlib import Path
 
 from satseg.errors import OutputError
 from satseg.imagery.scene import open_scene
-from satseg.learning.bundle import Model
-from satseg.output import write_text
+from satseg.learning.bundle import Model, resolve_device
+from satseg.output import os_errors_as_output_errors, write_text
 from satseg.pipeline import detect, train
 from satseg.progress import Progress, silent
+from satseg.run import RunConfig
 from satseg.scoring.report import Report
 from satseg.scoring.score import score
 from satseg.synthetic.scene import SYNTHETIC_COLORS, make_scene, write_scene
@@ -65,9 +66,13 @@ def run_demo(
         `folder` holds an earlier demonstration and `overwrite` is off.
     """
     place = Path(folder)
-    if place.exists() and any(place.iterdir()) and not overwrite:
-        raise OutputError(f"{place} is not empty", hint="give --overwrite or another folder", code="E-OUT-003")
-    place.mkdir(parents=True, exist_ok=True)
+    # What training would refuse is refused before scenes are made.
+    run = RunConfig.from_options({"minutes": minutes, "bands": bands, "device": device, "seed": seed})
+    resolve_device(device)
+    with os_errors_as_output_errors(place):
+        if place.exists() and any(place.iterdir()) and not overwrite:
+            raise OutputError(f"{place} is not empty", hint="give --overwrite or another folder", code="E-OUT-003")
+        place.mkdir(parents=True, exist_ok=True)
     files = {name: place / path for name, path in FILES.items()}
     scenes = []
     for number, (stem, scene_seed) in enumerate((("learn", TRAIN_SEED), ("search", DETECT_SEED))):
@@ -77,8 +82,8 @@ def run_demo(
     progress("scenes", 2, 2, "")
     write_text(files["classes"], _class_list(), overwrite=overwrite)
     model = train(
-        [scenes[0]], output=files["model"], minutes=minutes, class_spec=str(files["classes"]), bands=bands,
-        device=device, seed=seed, overwrite=overwrite, progress=progress,
+        [scenes[0]], output=files["model"], config=run, class_spec=str(files["classes"]), overwrite=overwrite,
+        progress=progress,
     )  # fmt: skip
     scene = open_scene(scenes[1][0])
     found = detect(

@@ -14,6 +14,7 @@ import rasterio.shutil
 
 import satseg
 from satseg.cli.main import COMMANDS
+from satseg.demo import MINUTES, Demonstration
 from tests.commands import build_town, command_of, write_mask
 from tests.factories import noise, write_tiff
 
@@ -211,6 +212,29 @@ def test_env_tells_versions_and_both_gdals(run):
     assert facts["GDAL of rasterio"] == rasterio.__gdal_version__
     assert facts["PROJ data"] == "ok"
     assert "GDAL of pyogrio" in run("env").done().out
+
+
+# --- demo
+
+
+def test_demo_prints_a_score_and_where_its_files_are(run, town, monkeypatch):
+    """What `run_demo` itself does is tested where it stands."""
+    asked = {}
+    report = satseg.score(town / "a.gpkg", town / "a.gpkg")
+
+    def pretended(folder, **options):
+        asked.update(options, folder=folder)
+        return Demonstration(satseg.load_model(town / "model.safetensors"), report, {"shapefile": Path("found.shp")})
+
+    monkeypatch.setattr("satseg.demo.run_demo", pretended)
+    args = ("-o", "there", "--minutes", 0.5, "--bands", "red,nir1", "--seed", 4, "--overwrite", "--device", "cpu")
+    assert run("demo", *args).done().out == f"{report.table()}\n\nshapefile   found.shp\n"
+    del asked["progress"]
+    assert asked == {
+        "folder": "there", "minutes": 0.5, "bands": ("red", "nir1"), "seed": 4, "overwrite": True, "device": "cpu",
+    }  # fmt: skip
+    run("demo").done()
+    assert (asked["folder"], asked["minutes"], asked["bands"]) == ("satseg-demo", MINUTES, None)
 
 
 # --- rasterize and polygonize

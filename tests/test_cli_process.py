@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import click
 import pytest
 import rasterio
 
@@ -169,6 +170,31 @@ def test_names_that_are_no_text_are_refused_and_printable(run, town, tmp_path):
     run("rasterize", town / "a.gpkg", "--like", town / "a.tif", "-o", odd.with_name(odd.name + ".tif")).refused(
         4, "E-OUT-008"
     )
+
+
+# --- progress
+
+
+def test_bar_on_a_terminal_takes_any_note(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    context = click.Context(click.Command("x"), obj={"quiet": 0})
+    with common.progress_bar(context) as progress:
+        for done in (0, 1, 2):
+            progress("detect", done, 2, "scene[/b].tif")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "100%" in said.err
+    assert "scene[/b].tif" in said.err
+
+
+def test_lines_in_a_log_come_once_per_tenth(capsys):
+    context = click.Context(click.Command("x"), obj={"quiet": 0})
+    with common.progress_bar(context) as progress:
+        for done in range(101):
+            progress("detect", done, 100, "")
+        progress("score", 0, 0, "nothing to do")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines] == [["detect", str(n)] for n in range(0, 101, 10)] + [["score", "100"]]
 
 
 # --- the settings of other programs

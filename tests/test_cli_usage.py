@@ -97,6 +97,8 @@ def test_unknown_suffixes_are_refused_with_the_list(refused, name):
         ("score {t}/a.gpkg {t}/a.gpkg --json {o}/x --html {o}/x", "E-USE-012"),
         ("score {t}/a.gpkg {t}/a.gpkg --json {t}/a.gpkg --overwrite", "E-USE-012"),
         ("score {t}/a.gpkg", "E-USE-000"),
+        ("demo -o {o}/demo --minutes 0", "E-USE-010"),
+        ("demo -o {o}/demo --device tpu", "E-USE-054"),
         ("specs show worldview33", "E-SPEC-001"),
         ("specs validate {t}/a.tif", "E-SPEC-003"),
         ("specs validate {o}/absent.toml", "E-SPEC-002"),
@@ -190,6 +192,11 @@ def test_a_folder_is_not_replaced_by_a_file(refused, tmp_path, suffix):
         ".json": "score {t}/a.gpkg {t}/a.gpkg --json {o}/dir.json --overwrite",
     }
     refused(rows[suffix], 4, "E-OUT-004")
+
+
+@pytest.mark.parametrize(("place", "code"), [("old.json", "E-OUT-006"), ("", "E-OUT-003")])
+def test_a_demonstration_needs_a_folder_of_its_own(refused, place, code):
+    refused(f"demo -o {{o}}/{place}", 4, code)
 
 
 @pytest.mark.parametrize(("place", "fault"), [("absent", "does not exist"), ("old.gpkg", "is a file")])

@@ -85,7 +85,7 @@ def _rich_bar() -> Iterator[Progress]:
 
     columns = (
         TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}

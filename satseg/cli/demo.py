@@ -24,8 +24,8 @@ def command(
 
     with progress_bar(ctx) as progress:
         result = run_demo(
-            output, bands=bands, minutes=minutes or MINUTES, device=device, seed=seed, overwrite=overwrite,
-            progress=progress,
+            output, bands=bands, minutes=MINUTES if minutes is None else minutes, device=device, seed=seed,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
     click.echo(result.report.table())
     click.echo("")
