@@ -37,6 +37,7 @@ from satseg.learning.curves import ThresholdCurve
 from satseg.learning.grounds import Prepared
 from satseg.learning.inference import Standardize
 from satseg.learning.losses import make_loss
+from satseg.learning.machine import bf16_is_native, threads_for
 from satseg.learning.unet import UNet
 from satseg.progress import Progress
 from satseg.run import TrainOptions
@@ -283,7 +284,7 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     checkpoint = folder / "last.ckpt"
     chips, tiles = _loaders(learner, prepared)
     _keep_metrics(folder)
-    with _quiet():
+    with _quiet(), threads_for(learner.target, timed=learner.budget.minutes is not None):
         trainer = _trainer(learner, folder, [*_checkpoints(folder), _Reporter(progress)])
         with _interrupts():
             trainer.fit(learner, chips, tiles, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
@@ -342,14 +343,6 @@ def restore(learner: Learner, checkpoint: Path) -> None:
         raise InputError(f"{checkpoint} is missing", hint="train again without --resume", code="E-TRN-005")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     learner.load_state_dict(state)
-
-
-def bf16_is_native(device: torch.device) -> bool:
-    """Whether bfloat16 runs in hardware on `device`, so that training in it is faster."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> lightning.Trainer:
