@@ -13,6 +13,10 @@ import argparse
 import os
 import tempfile
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import geopandas
@@ -22,7 +26,7 @@ import torch
 from rasterio.features import shapes
 from rasterio.windows import Window
 
-from benchmarks.timing import Costs, Goal, Report, Run, interleave, parse, rounded
+from benchmarks.timing import Cost, Costs, Goal, Report, Run, interleave, measure, parse, rounded
 from satseg import Model, Scene, detect, load_model, open_scene, train
 from satseg.grid import overlap, slices
 from satseg.imagery.tiling import plan_tiles
@@ -34,6 +38,8 @@ PLAIN_TILE = 1024
 """Divides both sides: the plain script computes as many pixels as satseg, which trims tiles at the edges."""
 MINUTES, QUICK_MINUTES = 2.0, 0.3
 FORWARD, SCORES = "forward alone", "satseg, scores of every tile"
+RUNS: dict[str, Run] = {}
+"""What this process has been prepared for."""
 OURS, PLAIN = "satseg detect to GeoPackage", "plain script to GeoPackage"
 
 
@@ -45,14 +51,16 @@ def trained(folder: Path, minutes: float) -> Path:
     return file
 
 
-def inputs(model: Model, scene: Scene) -> list[torch.Tensor]:
-    """Return what a detection feeds the network, in order: (1, C, H, W) float32, channels_last."""
+def save_inputs(model: Model, scene: Scene, folder: Path) -> list[tuple[int, ...]]:
+    """Save what a detection feeds the network, (1, C, H, W) float32 each; return the shapes."""
     images: list[torch.Tensor] = []
     hook = model.network.register_forward_pre_hook(lambda _, given: images.append(given[0].clone()))
     for _ in predict_tiles(model, scene):
         pass
     hook.remove()
-    return images
+    for number, image in enumerate(images):
+        np.save(folder / f"input{number}.npy", image.numpy())
+    return [tuple(image.shape) for image in images]
 
 
 @torch.inference_mode()
@@ -94,32 +102,50 @@ def read_padded(dataset: rasterio.DatasetReader, window: Window) -> np.ndarray:
     return image
 
 
+def prepare(case: str, model_file: Path, path: Path) -> None:
+    """Make this process ready for `case` alone."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    model, folder = load_model(model_file, "cpu"), path.parent
+    if case == FORWARD:
+        arrays = [np.load(file) for file in sorted(folder.glob("input*.npy"))]
+        images = [torch.from_numpy(array).contiguous(memory_format=torch.channels_last) for array in arrays]
+        RUNS[case] = lambda: forward(model, images)
+    elif case == SCORES:
+        RUNS[case] = lambda: sum(1 for _ in predict_tiles(model, open_scene(path)))
+    elif case == OURS:
+        RUNS[case] = lambda: len(detect(model, path, output=folder / "o.gpkg", min_area=0.0, overwrite=True))
+    else:
+        RUNS[case] = lambda: plain_script(model, path, folder / "p.gpkg")
+
+
+def timed(case: str) -> Cost:
+    """Run `case` in the process that was prepared for it."""
+    return measure(RUNS[case])
+
+
 def measured(options: argparse.Namespace) -> tuple[Costs, str]:
     """Return the costs of every case, and what they were run on, in words."""
     side, rounds = (QUICK_SIDE, 3) if options.quick else (SIDE, 7)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        file = options.model or trained(folder, QUICK_MINUTES if options.quick else MINUTES)
-        torch.set_num_threads(1)
+        file = Path(options.model or trained(folder, QUICK_MINUTES if options.quick else MINUTES))
         model = load_model(file, "cpu")
         path, _ = write_scene(make_scene(2, height=side, width=side), folder, stem="search")
-        scene = open_scene(path).select(model.bands)
-        images = inputs(model, scene)
-        found = len(detect(model, scene, output=folder / "ours.gpkg", min_area=0.0))
-        cases: dict[str, Run] = {
-            FORWARD: lambda: forward(model, images),
-            SCORES: lambda: sum(1 for _ in predict_tiles(model, scene)),
-            OURS: lambda: detect(model, path, output=folder / "ours.gpkg", min_area=0.0, overwrite=True),
-            PLAIN: lambda: plain_script(model, path, folder / "plain.gpkg"),
-        }
+        shapes_read = save_inputs(model, open_scene(path), folder)
+        found = len(detect(model, path, min_area=0.0))
+        cases: dict[str, Run] = {}
+        for case in (FORWARD, SCORES, OURS, PLAIN):
+            # Each in its own process: satseg tunes the allocator, which would change the others' costs.
+            pool = ProcessPoolExecutor(1, get_context("spawn"), prepare, (case, file, path))
+            stack.enter_context(pool)
+            cases[case] = partial(lambda pool, case: pool.submit(timed, case).result(), pool, case)
         costs = interleave(cases, rounds=rounds)
-        same = plain_script(model, path, folder / "plain.gpkg")
-    longest = max(max(image.shape[-2:]) for image in images)
-    read = sum(image.shape[-1] * image.shape[-2] for image in images) / side**2
+    read = sum(shape[-1] * shape[-2] for shape in shapes_read) / side**2
     return costs, (
         f"{side} x {side} pixels, {len(model.bands)} bands uint16 (generated), {len(model.classes)} "
-        f"classes, default UNet in float32 on the CPU, {len(images)} tiles of at most {longest} pixels "
-        f"({read:.2f} times the scene, halos included); {found} polygons ({same} by the plain script). "
+        f"classes, default UNet in float32 on the CPU, {len(shapes_read)} tiles of at most "
+        f"{max(map(max, shapes_read))} pixels ({read:.2f} times the scene, halos included); {found} polygons. "
         f"{rounded(rounds)}"
     )
 

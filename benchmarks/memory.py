@@ -35,8 +35,6 @@ HEIGHTS, QUICK_HEIGHTS = (2048, 4096, 8192, 16384), (1024, 2048)
 SQUARES, SQUARE_PX = 16, 40
 BRIGHT, DARK, NOISE = 1500, 400, 40
 OURS, RIVAL = "satseg detect", "rasterio, torch and shapes, scene in memory"
-TUNED = "satseg detect, MALLOC_MMAP_THRESHOLD_=4 MiB"
-"""glibc keeps freed arrays of up to 32 MiB in its heap, in pieces, unless told to give back the large ones."""
 
 
 def write_scene(path: Path, height: int) -> None:
@@ -139,8 +137,7 @@ def measured(case: str, height: int, folder: Path) -> dict[str, int]:
     # A process inherits the peak of the one that started it, so this one stays small: no torch here.
     arguments = ["--child", case, os.fspath(folder / f"{height}.tif"), os.fspath(folder / f"{height}.gpkg")]
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *arguments]
-    settings = os.environ | ({"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)} if case == TUNED else {})
-    done = subprocess.run(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     if found["features"] != SQUARES:
         raise RuntimeError(f"{case} found {found['features']} squares of {SQUARES}")
@@ -162,7 +159,7 @@ def main() -> None:
             write_scene(Path(name) / f"{height}.tif", height)
         for _ in range(repeats):
             for height in heights:
-                for case in (OURS, TUNED, RIVAL):
+                for case in (OURS, RIVAL):
                     peaks.setdefault((case, height), []).append(measured(case, height, Path(name)))
     report = Report(
         "Peak memory of detect",
@@ -171,15 +168,14 @@ def main() -> None:
         ("case", "rows", "peak MB", "of it above imports", f"peak / at {heights[0]} rows"),
         ("torch", "geopandas"),
     )
-    for case in (OURS, TUNED, RIVAL):
+    for case in (OURS, RIVAL):
         least = median(peaks[case, heights[0]], "peak")
         for height in heights:
             peak, start = (median(peaks[case, height], key) for key in ("peak", "start"))
             report.rows.append((case, height, peak / 1e6, (peak - start) / 1e6, peak / least))
-    for case in (OURS, TUNED):
-        ours = [median(peaks[case, height], "peak") for height in heights]
-        change = max(ours) / min(ours)
-        report.goals.append(Goal(f"{case}: greatest / least peak over heights", change, 1.05, at_most=True))
+    ours = [median(peaks[OURS, height], "peak") for height in heights]
+    change = max(ours) / min(ours)
+    report.goals.append(Goal("satseg's peak, greatest / least over heights", change, 1.05, at_most=True))
     report.publish(options, "memory")
 
 

@@ -80,7 +80,10 @@ class Costs:
 
 
 def interleave(cases: Mapping[str, Run], *, rounds: int, clock: Clock = time.process_time) -> Costs:
-    """Run every case once untimed, then `rounds` times in turn, each round starting with another case."""
+    """Run every case once untimed, then `rounds` times in turn, each round starting with another case.
+
+    A case that runs in a process of its own returns its Cost, which then counts.
+    """
     for run in cases.values():
         run()
     names = list(cases)
@@ -96,8 +99,8 @@ def measure(run: Run, clock: Clock = time.process_time) -> Cost:
     """Return what one call of `run` costs; garbage of the one before is collected first."""
     gc.collect()
     wall, cpu = time.perf_counter(), clock()
-    run()
-    return Cost(clock() - cpu, time.perf_counter() - wall)
+    result = run()
+    return result if isinstance(result, Cost) else Cost(clock() - cpu, time.perf_counter() - wall)
 
 
 @dataclass(frozen=True, slots=True)
