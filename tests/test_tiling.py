@@ -51,7 +51,7 @@ def test_reads_are_cells_and_halo_of_one_size_anchored_at_the_origin(case):
     assert 0 <= plan.tile - tile < align
     assert 0 <= plan.halo - halo < align
     for one in plan:
-        assert (one.read.height, one.read.width) == (plan.read_size, plan.read_size)
+        assert (one.read.height, one.read.width) == plan.read_size
         assert one.read.row_off + plan.halo == one.row * plan.tile
         assert one.read.col_off + plan.halo == one.col * plan.tile
         cell = Window(one.col * plan.tile, one.row * plan.tile, plan.tile, plan.tile)
@@ -114,3 +114,31 @@ def test_a_row_off_the_area_is_refused():
     with pytest.raises(GridError) as caught:
         plan.row(1)
     assert caught.value.code == "E-GRID-111"
+
+
+@given(plans(), st.integers(1, 40), st.integers(0, 3))
+def test_tight_reads_hold_the_halo_where_the_grid_goes_on_and_end_where_it_ends(case, tile_width, beyond):
+    grid, tile, halo, align, window = case
+    plan = plan_tiles(grid, tile=tile, halo=halo, window=window, align=align, tile_width=tile_width)
+    beyond *= align
+    pixels = 0
+    for one in map(lambda tile: plan.tight(tile, beyond=beyond), plan):
+        read, keep = one.read, one.keep
+        pixels += read.height * read.width
+        axes = (
+            (read.row_off, read.height, keep.row_off, keep.height, grid.height),
+            (read.col_off, read.width, keep.col_off, keep.width, grid.width),
+        )
+        for start, length, first, kept, size in axes:
+            end = -(-size // align) * align + beyond
+            assert start % align == length % align == 0
+            assert start <= max(first - plan.halo, -beyond)
+            assert start + length >= min(first + kept + plan.halo, end)
+            assert -beyond <= start < start + length <= end
+            assert length < kept + 2 * plan.halo + 2 * align
+    assert pixels == pytest.approx(plan.work(beyond=beyond) * window.height * window.width)
+
+
+def test_cells_may_be_wider_than_high():
+    plan = plan_tiles(grid_of(100, 300), tile=32, halo=8, align=8, tile_width=96)
+    assert (plan.tile, plan.tile_width, plan.read_size, len(plan)) == (32, 96, (48, 112), 4 * 4)

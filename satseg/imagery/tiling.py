@@ -4,14 +4,16 @@ The tile lattice is anchored at the grid's origin, never at the area of interest
 are multiples of the network's stride: a pixel lies at the same place of the same read whatever part
 of the scene is asked for, so its result is the same. Reads are all of one size and may overhang the
 grid, so that they batch; no edge is dropped and none is shifted inward (a shifted last tile sees
-other neighbours than its lattice place would give it). A plan is index arithmetic: nothing is listed
+other neighbours than its lattice place would give it). `TilePlan.tight` cuts a read down to what its
+keep needs: nothing beyond the keep's halo, and nothing beyond the grid, where every tiling ends
+alike and the network pads as it did in training. A plan is index arithmetic: nothing is listed
 before it is asked for, so a grid of a million pixels a side plans at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rasterio.windows import Window
 
@@ -72,20 +74,28 @@ class TilePlan:
     ----------
     window : Window
         The area: what the keeps partition. Inside the grid.
-    tile : int
-        Side of a lattice cell in pixels.
+    tile, tile_width : int
+        Height and width of a lattice cell in pixels.
     halo : int
         How far a read reaches beyond its cell on each side, in pixels.
+    align : int
+        Tile and halo are multiples of this.
+    height, width : int
+        Of the grid.
     """
 
     window: Window
     tile: int
+    tile_width: int
     halo: int
+    align: int
+    height: int
+    width: int
 
     @property
-    def read_size(self) -> int:
-        """Side of every read in pixels."""
-        return self.tile + 2 * self.halo
+    def read_size(self) -> tuple[int, int]:
+        """Height and width of every read in pixels."""
+        return self.tile + 2 * self.halo, self.tile_width + 2 * self.halo
 
     @property
     def row_range(self) -> range:
@@ -95,7 +105,7 @@ class TilePlan:
     @property
     def col_range(self) -> range:
         """Lattice columns that touch the area."""
-        return _cells(self.window.col_off, self.window.width, self.tile)
+        return _cells(self.window.col_off, self.window.width, self.tile_width)
 
     @property
     def rows(self) -> Iterator[TileRow]:
@@ -122,11 +132,34 @@ class TilePlan:
         GridError
             It does not touch the area.
         """
-        top, left = row * self.tile, col * self.tile
-        keep = overlap(Window(left, top, self.tile, self.tile), self.window)
+        top, left = row * self.tile, col * self.tile_width
+        keep = overlap(Window(left, top, self.tile_width, self.tile), self.window)
         if keep is None:
             raise GridError(f"tile ({row}, {col}) does not touch {self.window}", code="E-GRID-111")
-        return Tile(row, col, Window(left - self.halo, top - self.halo, self.read_size, self.read_size), keep)
+        height, width = self.read_size
+        return Tile(row, col, Window(left - self.halo, top - self.halo, width, height), keep)
+
+    def tight(self, tile: Tile, *, beyond: int = 0) -> Tile:
+        """Return `tile` with a read of only what its keep needs.
+
+        That is the keep and its halo, cut off where the grid ends (the grid's size is rounded up to
+        `align` first, and reads may go `beyond` it by that many pixels, for networks that return less
+        than they are given). `align` still divides the place of every read.
+        """
+        keep = tile.keep
+        top, height = _reach(keep.row_off, keep.height, self.halo, self.align, self.height, beyond)
+        left, width = _reach(keep.col_off, keep.width, self.halo, self.align, self.width, beyond)
+        return replace(tile, read=Window(left, top, width, height))
+
+    def work(self, *, beyond: int = 0) -> float:
+        """Return how many pixels tight reads hold for each pixel of the area."""
+        pixels = 1.0
+        last_row, last_col = self.row_range[-1], self.col_range[-1]
+        rows = (self.tight(self.tile_at(row, last_col), beyond=beyond).read.height for row in self.row_range)
+        cols = (self.tight(self.tile_at(last_row, col), beyond=beyond).read.width for col in self.col_range)
+        for lengths, length in ((rows, self.window.height), (cols, self.window.width)):
+            pixels *= sum(lengths) / length
+        return pixels
 
     def __iter__(self) -> Iterator[Tile]:
         for band in self.rows:
@@ -136,7 +169,15 @@ class TilePlan:
         return len(self.row_range) * len(self.col_range)
 
 
-def plan_tiles(grid: Grid, *, tile: int, halo: int, window: Window | None = None, align: int = 1) -> TilePlan:
+def plan_tiles(
+    grid: Grid,
+    *,
+    tile: int,
+    halo: int,
+    window: Window | None = None,
+    align: int = 1,
+    tile_width: int | None = None,
+) -> TilePlan:
     """Return the tiles whose keeps partition `window` of `grid`.
 
     Parameters
@@ -144,13 +185,15 @@ def plan_tiles(grid: Grid, *, tile: int, halo: int, window: Window | None = None
     grid : Grid
         Its origin anchors the lattice.
     tile : int
-        Side of the part of a tile that is kept, in pixels; rounded up to a multiple of `align`.
+        Height of the part of a tile that is kept, in pixels; rounded up to a multiple of `align`.
     halo : int
         How far reads reach beyond it on each side, in pixels; rounded up to a multiple of `align`.
     window : Window, optional
         Area of interest in pixels of `grid`, clipped to it; the whole grid when left out.
     align : int
         The network's stride: the factor its deepest level shrinks by.
+    tile_width : int, optional
+        Its width, treated alike; as its height when left out.
 
     Raises
     ------
@@ -159,14 +202,23 @@ def plan_tiles(grid: Grid, *, tile: int, halo: int, window: Window | None = None
     GridError
         The window does not touch the grid.
     """
-    if tile < 1 or halo < 0 or align < 1:
-        raise UsageError(f"tile {tile}, halo {halo}, align {align}: need tile >= 1, halo >= 0, align >= 1")
+    across = tile if tile_width is None else tile_width
+    if min(tile, across, align) < 1 or halo < 0:
+        raise UsageError(f"tile {tile} x {across}, halo {halo}, align {align}: need tile >= 1, halo >= 0, align >= 1")
     area = grid.window if window is None else overlap(window, grid.window)
     if area is None:
         raise GridError(
             f"window {window} does not touch a grid of {grid.height} x {grid.width} pixels", code="E-GRID-112"
         )
-    return TilePlan(area, _round_up(tile, align), _round_up(halo, align))
+    sides = (_round_up(size, align) for size in (tile, across, halo))
+    return TilePlan(area, *sides, align=align, height=grid.height, width=grid.width)
+
+
+def _reach(start: int, length: int, halo: int, align: int, size: int, beyond: int) -> tuple[int, int]:
+    """Start and length of the read around a keep along one axis of `size` pixels."""
+    first = max(start // align * align - halo, -beyond)
+    last = min(_round_up(start + length, align) + halo, _round_up(size, align) + beyond)
+    return first, last - first
 
 
 def _round_up(size: int, step: int) -> int:
