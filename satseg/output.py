@@ -68,12 +68,12 @@ class AtomicOutput:
         self._lock: int | None = None
 
     def __enter__(self) -> AtomicOutput:
-        with os_errors_as_output_errors(self.path), _locked(self.path.parent):
+        with os_errors_as_output_errors(self.path), locked(self.path.parent):
             check_writable(self.path, overwrite=self._overwrite)  # another run may have finished since
             _remove_abandoned(self.path)
-            prefix = f"{_prefix(self.path)}{os.getpid()}."
+            prefix = f"{hidden_prefix(self.path)}{os.getpid()}."
             self._folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=self.path.parent))
-            self._lock = _try_lock(self._folder)
+            self._lock = try_lock(self._folder)
         return self
 
     @property
@@ -111,12 +111,12 @@ class AtomicOutput:
             raise OutputError("nothing was written", path=self.path)
         parts = sorted(folder.iterdir(), key=lambda part: part.name == self.path.name)
         for part in parts:
-            _flush(part)
+            flush(part)
         for old in _side_cars(self.path):
             old.unlink(missing_ok=True)
         for part in parts:
             os.replace(part, self.path.parent / part.name)
-        _flush(self.path.parent)
+        flush(self.path.parent)
 
 
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -187,7 +187,8 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Fal
         out.temporary.write_text(text, encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk hold what was written into the file or folder at `path` before returning."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -205,36 +206,40 @@ def _side_cars(path: Path) -> list[Path]:
     return beside
 
 
-def _prefix(path: Path) -> str:
-    """How the names of hidden folders of `path` start."""
+def hidden_prefix(path: Path) -> str:
+    """How the names of hidden folders of `path` start: its name, cut where it is long, and a checksum of it."""
     name = path.name.encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
     return f".{name}.{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed runs on `path` left behind; raise OutputError when one is still running."""
-    prefix = _prefix(path)
+    prefix = hidden_prefix(path)
     for folder in path.parent.iterdir():
         if not (folder.name.startswith(prefix) and folder.name.endswith(PARTIAL)):
             continue
         try:
-            lock = _try_lock(folder)
+            lock = try_lock(folder)
         except FileNotFoundError:  # its run has just ended
             continue
         except BlockingIOError as error:
-            process = folder.name.removeprefix(prefix).split(".")[0]
-            raise OutputError(
-                f"{path} is being written by process {process}",
-                hint="wait for it, or choose another name",
-                code="E-OUT-007",
-                path=path,
-            ) from error
+            raise being_written(path, folder.name.removeprefix(prefix).split(".")[0]) from error
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
 
-def _try_lock(folder: Path) -> int | None:
+def being_written(path: Path, process: str) -> OutputError:
+    """The refusal (E-OUT-007) of a second run on `path`, which `process`, a number, is writing."""
+    return OutputError(
+        f"{path} is being written by process {process}",
+        hint="wait for it, or choose another name",
+        code="E-OUT-007",
+        path=path,
+    )
+
+
+def try_lock(folder: Path) -> int | None:
     """Lock `folder` and return its handle; None on a file system that has no locks.
 
     Raises
@@ -255,7 +260,7 @@ def _try_lock(folder: Path) -> int | None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Let one run at a time look for others and make its own hidden folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
