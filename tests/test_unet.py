@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satseg.errors import BandError, GridError, UsageError
-from satseg.learning.unet import SEED_2017, UNet, UNetConfig, default_config, reach
+from satseg.learning.unet import SEED_2017, UNet, UNetConfig, default_config, parameter_count, reach
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 
@@ -157,6 +157,15 @@ def test_input_that_the_crop_would_swallow_is_refused():
 def test_input_of_other_bands_is_refused(shape):
     with pytest.raises(BandError, match="2 bands"):
         UNet(small())(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+@pytest.mark.parametrize("norm", ["batch", "channel", "none"])
+@pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
+@pytest.mark.parametrize(("depth", "convs"), [(1, 1), (3, 2), (2, 3)])
+def test_weights_are_counted_without_building(stem, norm, upsampling, depth, convs):
+    config = small(bands=3, classes=2, stem=stem, norm=norm, upsampling=upsampling, depth=depth, convs_per_level=convs)
+    assert parameter_count(config) == sum(weight.numel() for weight in UNet(config).parameters())
 
 
 @pytest.mark.parametrize("stem", [1, 2])

@@ -32,7 +32,7 @@ from torch import Tensor
 import satseg
 from satseg.errors import BandError, ModelError, OutputError, UsageError
 from satseg.learning.card import CHECKSUM, FORMAT_VERSION, Architecture, ModelCard, canonical, checksum
-from satseg.learning.unet import UNet, UNetConfig
+from satseg.learning.unet import UNet, UNetConfig, parameter_count
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
 __all__ = [
@@ -95,8 +95,10 @@ def load_bundle(path: str | os.PathLike[str]) -> tuple[UNet, ModelCard]:
     card, weights = _card_and_weights(path)
     try:
         config = UNetConfig(**card.architecture.arguments)  # type: ignore[arg-type]  # checked by UNetConfig
-        with torch.device("meta"):  # no memory before the shapes have been compared
-            network = UNet(config)
+        # No memory before sizes have been compared. torch's meta device would do, at 150 MB for its own modules.
+        if parameter_count(config) > sum(value.numel() for value in weights.values()):
+            raise UsageError(f"{card.architecture.arguments} asks for more than there are")
+        network = UNet(config)
         network.load_state_dict(weights, assign=True)
     except (TypeError, UsageError, RuntimeError) as error:
         raise ModelError(

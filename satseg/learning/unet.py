@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -261,6 +262,29 @@ def reach(config: UNetConfig) -> int:
         low, high = _dependencies(config, row)
         farthest = max(farthest, row - low, high - row)
     return farthest
+
+
+def parameter_count(config: UNetConfig) -> int:
+    """Number of trainable weights of the network that `config` describes, without building it."""
+    widths, convs = config.widths, config.convs_per_level
+    norms = 0 if config.norm == "none" else 2
+
+    def block(source: int, width: int) -> int:
+        first, further = _conv_weights(source, width, 3), _conv_weights(width, width, 3)
+        return first + (convs - 1) * further + convs * norms * width
+
+    total = 0 if config.stem == 1 else _conv_weights(config.bands, widths[0], 2 * config.stem) + norms * widths[0]
+    sources = (config.bands if config.stem == 1 else widths[0], *widths)
+    total += sum(block(source, width) for source, width in zip(sources, widths, strict=False))
+    for fine, coarse in pairwise(widths):
+        transposed = config.upsampling == "transposed"
+        total += block((fine if transposed else coarse) + fine, fine)
+        total += _conv_weights(coarse, fine, 2) if transposed else 0
+    return total + _conv_weights(widths[0], config.classes * config.stem**2, 1 if config.stem == 1 else 3)
+
+
+def _conv_weights(source: int, width: int, size: int) -> int:
+    return (source * size**2 + 1) * width
 
 
 def _dependencies(config: UNetConfig, row: int) -> tuple[int, int]:
