@@ -8,10 +8,7 @@ written (`satseg.vector.formats`); what is written is read back before it appear
 from __future__ import annotations
 
 import logging
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import geopandas
@@ -24,28 +21,25 @@ from numpy.typing import ArrayLike
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.exceptions import ProjError
 
-from satseg.crs import CRSLike, describe, same_crs, to_pyproj
-from satseg.errors import CRSError, InputError, LabelError, OutputError
+from satseg.crs import CRSLike, same_crs, to_pyproj
+from satseg.errors import CRSError, InputError, LabelError
 from satseg.imagery.labels import CLASS_FIELD
-from satseg.output import AtomicOutput, os_errors_as_output_errors
+from satseg.output import AtomicOutput
 from satseg.vector.classes import classes_of, with_classes
 from satseg.vector.finish import Geometries, repair
 from satseg.vector.formats import PathLike, VectorFormat, check_target, source_driver
 from satseg.vector.shapefile import as_shapefile
 from satseg.vector.styles import add_style, class_colors
 from satseg.vector.wkt_csv import read_csv, write_csv
+from satseg.vector.written import as_output_error, divided, verify, warnings_logged
 
 __all__ = ["read_features", "write_features", "check_target", "as_features", "empty_features"]
 
-EDGE_M = 500.0
-"""Longer edges are divided before a change of CRS: a straight line of 500 m in UTM lies within
-a centimetre of the straight line between its ends in longitude and latitude (500^2 / 8 / 6.4e6 m)."""
 _FAILURES = (
     DataSourceError, DataLayerError, pyarrow.ArrowException, shapely.errors.ShapelyError, ValueError, OSError,
     KeyError, ProjError,  # geopandas on metadata of Parquet that name other columns or no CRS
     UnboundLocalError,  # pyogrio 0.13 on a CRS that PROJ refuses
 )  # fmt: skip
-_ONE_AT_A_TIME = threading.Lock()
 log = logging.getLogger(__name__)
 
 
@@ -167,7 +161,7 @@ def _read(path: PathLike, driver: str, layer: str | None) -> geopandas.GeoDataFr
             return geopandas.read_parquet(place)
         # The prefix keeps every other driver that takes JSON from opening it.
         source = f"{driver}:{place}" if driver.startswith("GeoJSON") else str(place)
-        with _warnings_logged():
+        with warnings_logged():
             layer = _only_layer(source, path) if layer is None else layer
             found = pyogrio.read_info(source, layer=layer)["driver"]
             if found != driver:
@@ -251,12 +245,12 @@ def write_features(
     form = check_target(path, crs=features.crs, overwrite=overwrite)
     table = _prepared(features, form, crs)
     with AtomicOutput(path, overwrite=overwrite) as out:
-        with _as_output_error(path):
+        with as_output_error(path):
             _write(table, form, out.temporary)
             if form.driver == "GPKG" and CLASS_FIELD in table:
                 names = sorted({str(name) for name in table[CLASS_FIELD].dropna()})
                 add_style(out.temporary, class_colors(names, colors))
-        _verify(table, form, out.temporary, path)
+        verify(out.temporary, form, path, count=len(table), crs=table.crs)
 
 
 def _prepared(
@@ -266,23 +260,14 @@ def _prepared(
     if crs is not None and not same_crs(features.crs, crs):
         if features.crs is None:
             raise CRSError("features without a CRS cannot be moved to another", hint="set theirs first")
-        table = _divided(table).to_crs(to_pyproj(crs))
+        table = divided(table).to_crs(to_pyproj(crs))
     elif form.driver == "GeoJSON":
-        table = _divided(table)  # GDAL moves it to longitude and latitude
+        table = divided(table)  # GDAL moves it to longitude and latitude
     if form.driver == "ESRI Shapefile":
         table = as_shapefile(table)
     if form.driver == "GPKG":
         table = table.rename(columns={name: f"{name}_1" for name in table.columns if name.lower() == "fid"})
     return table
-
-
-def _divided(features: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """Return `features` with long straight edges divided, so that they follow their curve elsewhere."""
-    own = to_pyproj(features.crs)
-    if not own.is_projected:
-        return features
-    longest = EDGE_M / own.axis_info[0].unit_conversion_factor
-    return features.set_geometry(features.geometry.segmentize(longest))
 
 
 def _write(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path) -> None:
@@ -296,7 +281,7 @@ def _write(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path) -> Non
     else:
         kind, promote = _geometry_type(table, form)
         made = path.with_suffix(path.suffix.lower())  # GDAL would make a .shp of a .SHP, and then not find it
-        with _warnings_logged():
+        with warnings_logged():
             pyogrio.write_dataframe(
                 table, made, layer=path.stem, driver=form.driver, use_arrow=True, geometry_type=kind,
                 promote_to_multi=promote, dataset_options=dict(form.dataset_options),
@@ -318,52 +303,3 @@ def _geometry_type(table: geopandas.GeoDataFrame, form: VectorFormat) -> tuple[s
     if form.driver in ("ESRI Shapefile", "GeoJSON") or kinds <= {"Polygon"}:
         return ("Unknown" if form.driver == "GeoJSON" else "Polygon"), False
     return ("MultiPolygon", True) if kinds <= {"Polygon", "MultiPolygon"} else ("Unknown", False)
-
-
-def _verify(table: geopandas.GeoDataFrame, form: VectorFormat, path: Path, final: PathLike) -> None:
-    """Open the closed file again: a failed write can leave one that reads as empty without an error."""
-    if form.driver in ("CSV", "Parquet"):
-        found = _read(path, form.driver, None)
-        count, crs = len(found), found.crs
-    else:
-        try:
-            info = pyogrio.read_info(path, layer=path.stem, force_feature_count=True)
-        except (DataSourceError, DataLayerError) as error:
-            raise _not_whole(final) from error
-        count, crs = info["features"], info["crs"]
-    expected = 4326 if form.driver == "GeoJSON" else table.crs
-    # Shapefiles and CSV spell a CRS in an old way that leaves out part of an unusual one.
-    loose = form.driver in ("ESRI Shapefile", "CSV")
-    agrees = (crs is None) == (expected is None) if loose else same_crs(crs, expected)
-    if count != len(table) or not agrees:
-        log.error("%s: wrote %d in %s, found %d in %s", final, len(table), describe(expected), count, crs)
-        raise _not_whole(final)
-
-
-def _not_whole(path: PathLike) -> OutputError:
-    return OutputError(
-        "the file does not hold what was written", hint="is the disk full?", code="E-OUT-201", path=path
-    )
-
-
-@contextmanager
-def _as_output_error(path: PathLike) -> Iterator[None]:
-    try:
-        with os_errors_as_output_errors(path):
-            yield
-    except (DataSourceError, DataLayerError, pyarrow.ArrowException) as error:
-        raise OutputError(f"cannot write {path}: {error}", code="E-OUT-202", path=path) from error
-
-
-@contextmanager
-def _warnings_logged() -> Iterator[None]:
-    """Log what GDAL warns of inside the block, but for a missing CRS: callers say so themselves.
-
-    Warnings go through one list for all threads, so that one thread at a time gets in.
-    """
-    with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        if "'crs' was not provided" not in str(warning.message):
-            log.warning("%s", warning.message)

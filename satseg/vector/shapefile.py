@@ -39,7 +39,8 @@ def as_shapefile(features: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         raise OutputError("only polygons go into this shapefile", hint="choose .gpkg", code="E-OUT-211")
     columns = [name for name in features.columns if name != features.geometry.name]
     record = sum(_check_text(features, name) for name in columns)
-    _check_size(features, record)
+    points = int(shapely.get_num_coordinates(features.geometry.to_numpy()).sum())
+    check_size(len(features), points=points, record=record)
     short = shapefile_columns(columns)
     renamed = {name: cut for name, cut in short.items() if name != cut}
     if renamed:
@@ -61,15 +62,15 @@ def _check_text(features: geopandas.GeoDataFrame, name: str) -> int:
     return longest if texts else NUMBER_BYTES
 
 
-def _check_size(features: geopandas.GeoDataFrame, record: int) -> None:
-    geometries = features.geometry.to_numpy()
-    points = int(shapely.get_num_coordinates(geometries).sum())
-    shapes = 100 + 56 * len(geometries) + 16 * points  # headers, boxes, one part each, points
-    if max(shapes, record * len(geometries)) > PART_BYTES:
+def check_size(count: int, *, points: int, record: int) -> None:
+    """Raise OutputError when `count` features of `points` points are more than a shapefile holds (E-OUT-213).
+
+    `record` is the bytes of a feature's texts and numbers.
+    """
+    shapes = 100 + 56 * count + 16 * points  # headers, boxes, one part each, points
+    if max(shapes, record * count) > PART_BYTES:
         raise OutputError(
-            f"{len(geometries)} features are more than the 2 GiB of a shapefile",
-            hint="choose .gpkg",
-            code="E-OUT-213",
+            f"{count} features are more than the 2 GiB of a shapefile", hint="choose .gpkg", code="E-OUT-213"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import geopandas
 import numpy as np
@@ -31,16 +32,33 @@ DIGITS = 17
 
 def write_csv(features: geopandas.GeoDataFrame, path: Path) -> None:
     """Write `features` to `path`, and their CRS to the .prj beside it."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        add_rows(features, file, header=True)
+    write_prj(features.crs, path)
+
+
+def add_rows(features: geopandas.GeoDataFrame, file: TextIO, *, header: bool) -> None:
+    """Write `features` to the open `file`, after a line of column names where `header` says so."""
     table = pandas.DataFrame(features.drop(columns=features.geometry.name))
     geometries = features.geometry.to_numpy()
-    with path.open("w", encoding="utf-8", newline="") as file:
-        for start in range(0, max(len(table), 1), ROWS):
-            part = table.iloc[start : start + ROWS].copy()
-            texts = shapely.to_wkt(geometries[start : start + ROWS], rounding_precision=DIGITS)
-            part.insert(0, GEOMETRY_COLUMN, texts)
-            part.to_csv(file, index=False, header=start == 0, quoting=csv.QUOTE_NONNUMERIC)
-    if features.crs is not None:
-        path.with_suffix(".prj").write_text(_wkt_of(to_pyproj(features.crs)), encoding="utf-8")
+    for start in range(0, max(len(table), 1), ROWS):
+        part = table.iloc[start : start + ROWS].copy()
+        texts = shapely.to_wkt(geometries[start : start + ROWS], rounding_precision=DIGITS)
+        part.insert(0, GEOMETRY_COLUMN, texts)
+        part.to_csv(file, index=False, header=header and start == 0, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def write_prj(crs: pyproj.CRS | None, path: Path) -> None:
+    """Write `crs` to the .prj beside `path`; nothing without one."""
+    if crs is not None:
+        path.with_suffix(".prj").write_text(_wkt_of(to_pyproj(crs)), encoding="utf-8")
+
+
+def csv_shape(path: Path) -> tuple[int, pyproj.CRS | None]:
+    """Return how many features a CSV file written here holds, and the CRS beside it."""
+    rows = pandas.read_csv(path, chunksize=ROWS, usecols=[GEOMETRY_COLUMN], keep_default_na=False)
+    with rows as parts:
+        return sum(len(part) for part in parts), _crs_beside(path)
 
 
 def _wkt_of(crs: pyproj.CRS) -> str:
