@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.errors import GridError
@@ -103,10 +104,39 @@ class SceneReader:
         plans = self._plans.get(names) or self._plan(names)
         with self._env():
             pieces = [plan.read(self._dataset(plan.file), window) for plan in plans]
-        data, valid = _assemble(plans, pieces, count=len(names))
+        if len(plans) == 1 and plans[0].places == tuple(range(len(names))):
+            data, valid = pieces[0]
+        else:
+            data = np.empty((len(names), window.height, window.width), self._dtype)
+            valid = _assemble(plans, pieces, data)
         if valid is None:  # one True seen everywhere: writing a plane of them costs a tenth of a fast read
             valid = np.broadcast_to(np.True_, data.shape[1:])
         return Raster(data, self.scene.grid.crop(window), names, valid)
+
+    def read_into(self, out: NDArray[Any], window: Window) -> NDArray[np.bool_] | None:
+        """Read all bands of `window` into `out`; return what is valid, (H, W), None where all is.
+
+        Stored values go straight to their place, without the copy that putting windows together costs.
+
+        Parameters
+        ----------
+        out : ndarray, (C, H, W) of the scene's dtype
+            May be a part of a larger array. 0 afterwards where not valid; anything after an error.
+        window : Window
+            As for `read`.
+
+        Raises
+        ------
+        GridError, InputError
+            As `read`.
+        """
+        window = whole_window(window)
+        plans = self._plans.get(self.scene.bands) or self._plan(self.scene.bands)
+        with self._env():
+            pieces = [
+                plan.read(self._dataset(plan.file), window, _channels(out, plan.places)) for plan in plans
+            ]
+        return _assemble(plans, pieces, out)
 
     def overview(self, bands: Sequence[str], *, height: int, width: int) -> Raster:
         """Return `bands`, all of one file, decimated to `height` x `width` from overviews: for pictures."""
@@ -155,16 +185,27 @@ def whole_window(window: Window) -> Window:
     return Window(*whole)
 
 
-def _assemble(plans: Sequence[FilePlan], pieces: Sequence[Pixels], *, count: int) -> Pixels:
-    """Put the pieces in the order of the scene's bands; valid where all of them are."""
-    if len(plans) == 1 and plans[0].places == tuple(range(count)):
-        return pieces[0]
-    data = np.empty((count, *pieces[0][0].shape[1:]), plans[0].dtype)
-    masks = [valid for _, valid in pieces if valid is not None]
+def _channels(out: NDArray[Any], places: Sequence[int]) -> NDArray[Any] | None:
+    """Return the channels `places` of `out` as a view, None where they do not follow each other."""
+    first = places[0]
+    return (
+        out[first : first + len(places)]
+        if tuple(places) == tuple(range(first, first + len(places)))
+        else None
+    )
+
+
+def _assemble(
+    plans: Sequence[FilePlan], pieces: Sequence[Pixels], out: NDArray[Any]
+) -> NDArray[np.bool_] | None:
+    """Put the pieces into `out` in the order of the scene's bands; return where all of them are valid."""
     for plan, (own, _) in zip(plans, pieces, strict=True):
-        data[list(plan.places)] = own
+        if not np.may_share_memory(own, out):
+            out[list(plan.places)] = own
+    masks = [valid for _, valid in pieces if valid is not None]
     if not masks:
-        return data, None
-    valid = np.logical_and.reduce(masks)
-    data[:, ~valid] = 0
-    return data, valid
+        return None
+    valid = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
+    if len(plans) > 1:  # a lone piece is 0 there already
+        out[:, ~valid] = 0
+    return valid

@@ -85,21 +85,27 @@ class FilePlan:
     dtype: np.dtype[Any]
     inner: FilePlan | None = None
 
-    def read(self, dataset: Dataset, window: Window) -> Pixels:
-        """Return pixels of `window` of the scene's grid, which may overhang both grids."""
+    def read(self, dataset: Dataset, window: Window, out: NDArray[Any] | None = None) -> Pixels:
+        """Return pixels of `window` of the scene's grid, which may overhang both grids.
+
+        Data are `out` itself, (C, H, W) of `dtype` in any memory layout, where it is given and stored values
+        can be read straight into it; else an array of their own.
+        """
         if isinstance(self.mapping, Shift):
-            return self._read_shifted(dataset, self.mapping, window)
+            return self._read_shifted(dataset, self.mapping, window, out)
         shape = (len(self.bands), round(window.height), round(window.width))
         data, valid = np.zeros(shape, self.dtype), np.zeros(shape[1:], bool)
         self._fill(dataset, window, data, valid)
         return data, valid
 
-    def _read_shifted(self, dataset: Dataset, shift: Shift, window: Window) -> Pixels:
+    def _read_shifted(
+        self, dataset: Dataset, shift: Shift, window: Window, out: NDArray[Any] | None
+    ) -> Pixels:
         top, left = round(window.row_off) + shift.rows, round(window.col_off) + shift.cols
         wanted = Window(left, top, window.width, window.height)
         inside = overlap(wanted, self.grid.window)
         if inside is not None and (inside.height, inside.width) == (window.height, window.width):
-            return self._native(dataset, inside)
+            return self._native(dataset, inside, out)
         shape = (len(self.bands), round(window.height), round(window.width))
         data, valid = np.zeros(shape, self.dtype), np.zeros(shape[1:], bool)
         if inside is not None:
@@ -156,9 +162,11 @@ class FilePlan:
             rows, cols = replace(rows, inside=inside), replace(cols, inside=inside)
         return rows, cols
 
-    def _native(self, dataset: Dataset, window: Window) -> Pixels:
-        """Return the file's own pixels of `window`, which lies inside it, scaled."""
-        data, valid = read_native(dataset, self.file, self.bands, window=window)
+    def _native(self, dataset: Dataset, window: Window, out: NDArray[Any] | None = None) -> Pixels:
+        """Return the file's own pixels of `window`, which lies inside it, scaled; in `out` if it can be."""
+        if any(band.dtype != self.dtype for band in self.bands):
+            out = None  # GDAL would convert by rules of its own
+        data, valid = read_native(dataset, self.file, self.bands, window=window, out=out)
         if valid is not None:
             data[:, ~valid] = 0  # before scaling: a sentinel such as -1.8e308 would overflow
         if any(band.is_scaled for band in self.bands):
@@ -204,6 +212,7 @@ def read_native(
     *,
     window: Window,
     out_shape: tuple[int, int] | None = None,
+    out: NDArray[Any] | None = None,
 ) -> Pixels:
     """Return stored values (C, H, W) of `bands` in `window`, and where they are valid (None: everywhere).
 
@@ -211,6 +220,8 @@ def read_native(
     ----------
     out_shape : (height, width), optional
         Decimate to this size, from overviews where there are some: for previews.
+    out : ndarray (C, H, W) of the bands' dtype, optional
+        What to read into, unless an alpha band has to be read along.
 
     Raises
     ------
@@ -220,7 +231,7 @@ def read_native(
     indexes = [band.index for band in bands] + ([file.alpha] if file.alpha is not None else [])
     how: dict[str, Any] = {"window": window} | ({} if out_shape is None else {"out_shape": out_shape})
     try:
-        data = dataset.read(indexes, **how)
+        data = dataset.read(indexes, **how, out=out if file.alpha is None else None)
         masks = _read_masks(dataset, file, indexes, how)
     except (RasterioError, OSError) as error:
         raise InputError(
