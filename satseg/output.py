@@ -70,7 +70,7 @@ class AtomicOutput:
     def __enter__(self) -> AtomicOutput:
         with os_errors_as_output_errors(self.path), locked(self.path.parent):
             check_writable(self.path, overwrite=self._overwrite)  # another run may have finished since
-            _remove_abandoned(self.path)
+            remove_abandoned(self.path)
             prefix = f"{hidden_prefix(self.path)}{os.getpid()}."
             self._folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=self.path.parent))
             self._lock = try_lock(self._folder)
@@ -212,11 +212,11 @@ def hidden_prefix(path: Path) -> str:
     return f".{name}.{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed runs on `path` left behind; raise OutputError when one is still running."""
+def remove_abandoned(path: Path, *, ending: str = PARTIAL) -> None:
+    """Remove hidden folders of killed runs on `path`; raise OutputError when one's run still lives."""
     prefix = hidden_prefix(path)
     for folder in path.parent.iterdir():
-        if not (folder.name.startswith(prefix) and folder.name.endswith(PARTIAL)):
+        if not (folder.name.startswith(prefix) and folder.name.endswith(ending)):
             continue
         try:
             lock = try_lock(folder)
