@@ -28,7 +28,7 @@ from satseg.errors import GridError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.mapping import Shift, relate
-from satseg.imagery.scene import Scene
+from satseg.imagery.scene import _QUIET, Scene
 from satseg.imagery.strips import Strip, StripView, Validity, join_chunks
 
 __all__ = ["RowReader", "Strip", "StripView"]
@@ -166,7 +166,8 @@ class RowReader:
             del self._ready[number]
         for number in [number for number in self._pending if number < first]:
             for chunk in self._pending.pop(number).chunks:
-                chunk.cancel()
+                if chunk is not None:
+                    chunk.cancel()
 
     def _request(self, first: int, last: int) -> None:
         """Have strips `first` to `last` read, and those ahead that there is room for."""
@@ -186,26 +187,35 @@ class RowReader:
     def _submit(self, number: int) -> _Pending:
         top, bottom = self._edges[number : number + 2]
         data = np.empty((len(self._scene.sources), bottom - top, len(self.cols)), self._scene.dtype)
-        chunks, count = [], len(self._chunks) - 1
+        chunks: list[Future[Validity] | None] = []
+        count = len(self._chunks) - 1
         for place, (left, right) in enumerate(pairwise(self._chunks)):
             part = data[:, :, left - self.cols.start : right - self.cols.start]
             window = Window(left, top, right - left, bottom - top)
+            wanted = self._wanted(window)
             pool = self._pools[place * len(self._pools) // count]
-            chunks.append(pool.submit(self._read, part, window))
+            chunks.append(pool.submit(self._read, part, window, wanted) if np.any(wanted) else None)
         return _Pending(data, tuple(chunks))
 
-    def _read(self, out: NDArray[Any], window: Window) -> Validity:
-        """Read `window` into `out`, unless the area of interest lies elsewhere; in a reading thread."""
-        wanted: NDArray[np.bool_] | None = None
-        if self._area is not None:
-            wanted = self._area.planes(self._scene.grid.crop(window))[0] != 0
-            if not wanted.any():
-                return False
+    def _wanted(self, window: Window) -> Validity:
+        """Return which pixels of `window` lie in the area of interest; in the caller's thread.
+
+        While it burns, rasterio changes the warning filters, which all threads share, and two threads that
+        do so at once leave them wrong for good: reading threads do not burn, nor do they open files meanwhile.
+        """
+        if self._area is None:
+            return True
+        with _QUIET:
+            plane = self._area.planes(self._scene.grid.crop(window))[0]
+        return True if plane.all() else plane != 0
+
+    def _read(self, out: NDArray[Any], window: Window, wanted: Validity) -> Validity:
+        """Read `window` into `out`, of which pixels not `wanted` are not valid; in a reading thread."""
         valid = self._reader.read_into(out, window)
-        if wanted is not None and not wanted.all():
+        if not isinstance(wanted, bool):
             out[:, ~wanted] = 0
             valid = wanted if valid is None else valid & wanted
-        if valid is None:
+        if valid is None or valid.all():
             return True
         return valid if valid.any() else False
 
@@ -214,7 +224,7 @@ class RowReader:
         if number in self._ready:
             return self._ready[number]
         pending = self._pending[number]
-        validities = [chunk.result() for chunk in pending.chunks]
+        validities = [chunk is not None and chunk.result() for chunk in pending.chunks]
         spans = [slice(a - self.cols.start, b - self.cols.start) for a, b in pairwise(self._chunks)]
         strip = join_chunks(self._edges[number], pending.data, validities, spans)
         self._ready[number] = strip
@@ -224,10 +234,10 @@ class RowReader:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A strip being read: its memory, and the chunks that fill it from left to right."""
+    """A strip being read: its memory, and the chunks that fill it from left to right; None: nothing to read."""
 
     data: NDArray[Any]
-    chunks: tuple[Future[Validity], ...]
+    chunks: tuple[Future[Validity] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +291,7 @@ def _cuts(scene: Scene, limit: int) -> _Cuts:
     for file in files:
         shift = relate(file.grid, scene.grid)
         if isinstance(shift, Shift):
-            (height, width) = file.blocks
+            height, width = file.blocks
             lattices.append((_Lattice(height, -shift.rows), _Lattice(width, -shift.cols)))
     low = [pair for pair in lattices if pair[0].step <= limit]
     if not lattices:
