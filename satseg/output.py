@@ -69,8 +69,9 @@ class AtomicOutput:
 
     def __enter__(self) -> AtomicOutput:
         with os_errors_as_output_errors(self.path), locked(self.path.parent):
-            check_writable(self.path, overwrite=self._overwrite)  # another run may have finished since
             remove_abandoned(self.path)
+            # After that, since a run seen alive there may publish before one looks again.
+            check_writable(self.path, overwrite=self._overwrite)
             prefix = f"{hidden_prefix(self.path)}{os.getpid()}."
             self._folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=self.path.parent))
             self._lock = try_lock(self._folder)
