@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
     from satseg.learning.bundle import Model, load_model
-    from satseg.pipeline import detect, predict, train
+    from satseg.pipeline import detect, detect_to_file, predict, train
     from satseg.raster import Raster
     from satseg.scoring.report import Report
     from satseg.scoring.score import score
@@ -35,6 +35,7 @@ _HOMES = {
     "load_model": "satseg.learning.bundle",
     "Model": "satseg.learning.bundle",
     "detect": "satseg.pipeline",
+    "detect_to_file": "satseg.pipeline",
     "predict": "satseg.pipeline",
     "polygonize": "satseg.vector.polygonize",
     "rasterize": "satseg.imagery.labels",
@@ -45,7 +46,7 @@ _HOMES = {
 
 __all__ = [
     "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "load_model", "Model",
-    "detect", "predict", "polygonize", "rasterize", "score", "Report", "SatsegError",
+    "detect", "detect_to_file", "predict", "polygonize", "rasterize", "score", "Report", "SatsegError",
 ]
 
 

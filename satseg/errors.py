@@ -127,3 +127,9 @@ class DependencyError(SatsegError, ImportError):
 
     exit_code = 6
     default_code = "E-DEP-001"
+
+
+class DeviceError(SatsegError, MemoryError):
+    """A device that cannot hold even the smallest piece of work."""
+
+    default_code = "E-DEV-001"

@@ -109,6 +109,12 @@ class Ledger:
             ledger._held = held.pop_all()
         return ledger
 
+    @staticmethod
+    def header_of(target: str | os.PathLike[str]) -> dict[str, JsonValue] | None:
+        """Return the header of the unfinished run of `target`; None where there is none, or a damaged one."""
+        header: dict[str, JsonValue] | None = content_of(_folder_of(Path(target)) / HEADER)
+        return header
+
     def __enter__(self) -> Ledger:
         return self
 
@@ -258,7 +264,7 @@ def identity_of(path: str | os.PathLike[str]) -> dict[str, JsonValue]:
 
 def _found_or_made(target: Path, given: JsonValue, held: ExitStack, *, resume: bool) -> Path:
     """Return the folder of `target`'s ledger, which has a header inside, and have `held` keep its lock."""
-    folder = target.with_name(f"{hidden_prefix(target)}run")
+    folder = _folder_of(target)
     with locked(target.parent):
         remove_abandoned(target, ending=LEAVING)
         if folder.is_dir() and resume:
@@ -276,6 +282,10 @@ def _found_or_made(target: Path, given: JsonValue, held: ExitStack, *, resume: b
                 shutil.rmtree(_set_aside(target, folder), ignore_errors=True)
         _make(target, folder, given, held)
     return folder
+
+
+def _folder_of(target: Path) -> Path:
+    return target.with_name(f"{hidden_prefix(target)}run")
 
 
 def _make(target: Path, folder: Path, given: JsonValue, held: ExitStack) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,15 +20,19 @@ import geopandas
 from satseg.errors import OutputError, UsageError
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
+from satseg.learning.budget import Estimate
 from satseg.learning.bundle import Model, load_model, resolve_device
-from satseg.learning.detection import DetectOptions, Products, outlines, thresholds_of
+from satseg.learning.detection import Detection, DetectOptions
+from satseg.learning.forward import Wanted
 from satseg.learning.grounds import LabelsLike, Pair, PathLike, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
+from satseg.learning.products import Products, Targets
+from satseg.ledger import Ledger
 from satseg.output import check_distinct, check_writable, os_errors_as_output_errors, write_text
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
 from satseg.run import LabelledScene, RunConfig
-from satseg.vector.features import check_target, write_features
+from satseg.vector.features import check_target
 
 LabelledPair: TypeAlias = "tuple[SceneLike, LabelsLike] | LabelledScene"
 
@@ -100,8 +104,9 @@ def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = s
     """
     chosen, loaded = DetectOptions.of(options), _as_model(model)
     work = working_scene(loaded, _as_scene(scene))
-    window = chosen.window(work)
-    return gather(chosen.tiles(loaded, work, window, progress), work.grid, window, loaded.classes)
+    ready = Detection.prepare(loaded, work, chosen, Wanted(scores="float32"))
+    with closing(ready.bands(progress)) as bands:
+        return gather(bands, work.grid, ready.plan.window, loaded.classes)
 
 
 def detect(
@@ -111,14 +116,16 @@ def detect(
     output: PathLike | None = None,
     mask: PathLike | None = None,
     scores: PathLike | None = None,
+    entropy: PathLike | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> geopandas.GeoDataFrame:
     """Polygons of every class the model knows in `scene`.
 
-    Masks and scores go to disk tile by tile and polygons are made from the finished mask, so memory
-    does not follow the scene's height.
+    The scene is worked on in row bands, so memory does not follow its height; only the features
+    returned do. `detect_to_file` does without them.
 
     Parameters
     ----------
@@ -127,7 +134,11 @@ def detect(
     mask : path-like, optional
         GeoTIFF, one uint8 band per class: 1 inside, 0 outside, 255 where the scene is not valid.
     scores : path-like, optional
-        GeoTIFF, one float32 band per class: 0..1, NaN where the scene is not valid.
+        GeoTIFF, one band per class of the option `score_type`: 0..1, NaN where the scene is not valid.
+    entropy : path-like, optional
+        GeoTIFF of one byte: how unsure the model is, the greatest entropy of a class in bits.
+    resume : bool
+        Go on with an unfinished run that has the same inputs, model and options.
     options
         Those of `DetectOptions`, by name.
 
@@ -139,28 +150,95 @@ def detect(
     Raises
     ------
     BandError, UsageError, OutputError
-        Before any inference, for what the model, options or outputs lack.
+        Before any inference, for what the model, options or outputs lack, and for an unfinished run
+        that had others.
     InputError
         The scene has no valid pixel, or turns out damaged.
     """
-    chosen, loaded = DetectOptions.of(options), _as_model(model)
+    targets = Targets(_path(output), _path(mask), _path(scores), _path(entropy))
+    overwrite = overwrite or (resume and _is_begun(targets))
+    ready = _prepared(model, scene, targets, DetectOptions.of(options), overwrite=overwrite)
+    return _run(ready, targets, collect=True, resume=resume, overwrite=overwrite, progress=progress).features()
+
+
+def detect_to_file(  # noqa: PLR0913  each is an option of the command line
+    model: Model | PathLike,
+    scene: SceneLike,
+    output: PathLike,
+    *,
+    mask: PathLike | None = None,
+    scores: PathLike | None = None,
+    entropy: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    announce: Callable[[Estimate], None] | None = None,
+    **options: Any,
+) -> dict[str, int]:
+    """Detect as `detect` does, straight into files, in memory that follows neither scene nor features.
+
+    Parameters
+    ----------
+    announce : callable, optional
+        Told what the detection will take, before it starts; costs two small passes through the network.
+
+    Returns
+    -------
+    dict of str to int
+        Features of each class that has some.
+    """
+    targets = Targets(Path(output), _path(mask), _path(scores), _path(entropy))
+    overwrite = overwrite or (resume and _is_begun(targets))
+    ready = _prepared(model, scene, targets, DetectOptions.of(options), overwrite=overwrite)
+    if announce is not None:
+        announce(ready.estimate(targets, timed=True))
+    products = _run(ready, targets, collect=False, resume=resume, overwrite=overwrite, progress=progress)
+    return {name: products.counts[name] for name in ready.model.classes if products.counts[name]}
+
+
+def _is_begun(targets: Targets) -> bool:
+    """Whether an unfinished run made what is there of `targets`: it was stopped while it published them."""
+    return bool(targets.paths) and Ledger.header_of(targets.paths[0]) is not None
+
+
+def _prepared(
+    model: Model | PathLike, scene: SceneLike, targets: Targets, options: DetectOptions, *, overwrite: bool
+) -> Detection:
+    """Check everything that can be wrong and choose how to work."""
+    loaded = _as_model(model)
     work = working_scene(loaded, _as_scene(scene))
-    window = chosen.window(work)
-    if output is not None:
-        check_target(output, crs=work.grid.crs, overwrite=overwrite)
-    for path in (mask, scores):
+    if targets.features is not None:
+        check_target(targets.features, crs=work.grid.crs, overwrite=overwrite)
+    for path in (targets.mask, targets.scores, targets.entropy):
         if path is not None:
             check_raster_target(path, overwrite=overwrite)
-    check_distinct((output, mask, scores), inputs=work.paths)
-    with tempfile.TemporaryDirectory(prefix=".satseg-", dir=_scratch(output, mask, scores)) as scratch:
-        products = Products.plan(work.grid.crop(window), _path(mask), _path(scores), Path(scratch))
-        tiles = chosen.tiles(loaded, work, window, progress)
-        limits = thresholds_of(loaded, chosen.threshold)
-        products.write(loaded, tiles, scene=work.name, origin=window, thresholds=limits, overwrite=overwrite)
-        features = outlines(loaded, products, chosen)
-    if output is not None:
-        write_features(features, output, overwrite=overwrite, colors={c.name: c.color for c in loaded.card.classes})
-    return features
+    check_distinct(targets.paths, inputs=work.paths)
+    wanted = Wanted(
+        thresholds=options.thresholds(loaded),
+        scores=options.score_type if targets.scores is not None else None,
+        entropy=targets.entropy is not None,
+    )
+    ready = Detection.prepare(loaded, work, options, wanted)
+    ready.check_room(targets)
+    return ready
+
+
+def _run(
+    ready: Detection, targets: Targets, *, collect: bool, resume: bool, overwrite: bool, progress: Progress
+) -> Products:
+    """Run a detection; with files to make, beside a ledger of what is done of it."""
+    if not targets.paths:
+        with Products(ready.making(), targets, collect=collect) as products:
+            ready.run(products, progress)
+        return products
+    place = targets.paths[0]
+    if resume:
+        ready = ready.like(Ledger.header_of(place))
+    with Ledger.open(place, ready.header(targets), resume=resume) as ledger:
+        with Products(ready.making(), targets, collect=collect, overwrite=overwrite) as products:
+            ready.run_with(ledger, products, progress)
+        ledger.discard()
+    return products
 
 
 def _as_scene(scene: SceneLike) -> Scene:
@@ -173,11 +251,6 @@ def _as_model(model: Model | PathLike) -> Model:
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _scratch(*outputs: PathLike | None) -> Path | None:
-    """Folder for temporary rasters: beside the first output, which has the room; else the system's."""
-    return next((Path(path).parent for path in outputs if path is not None), None)
 
 
 def _check_model_name(path: PathLike) -> None:

@@ -47,7 +47,8 @@ def test_every_suffix_holds_what_the_library_finds(detect, town, tmp_path, expec
     said = detect(town / "a.tif", "-o", target).done()
     counts = expected.groupby("class_name").size()
     assert said.out == f"{target}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + "\n"
-    assert said.err.startswith("detect ")
+    assert said.err.startswith("a: 0.0 Mpx in 1 tile, ")
+    assert "\ndetect 100 %" in said.err
     found = satseg.read_features(target)
     assert list(found.columns) == ["class_id", "class_name", "score", "area_m2", "geometry"]
     assert len(found) == len(expected)

@@ -21,6 +21,7 @@ from rasterio.windows import Window
 from satseg.errors import BandError, GridError, InputError, OutputError, SatsegError, UsageError
 from satseg.grid import Grid
 from satseg.imagery import writer as writer_module
+from satseg.imagery.scene import open_scene
 from satseg.imagery.writer import RasterWriter, open_mask, write_raster
 from satseg.raster import Raster
 
@@ -203,7 +204,7 @@ def test_nodata_outside_the_dtype_is_refused_before_anything_is_written(
     [
         ({"names": ["a", "a"]}, "E-BAND-203"),
         ({"names": []}, "E-BAND-203"),
-        ({"dtype": "float16"}, "E-USE-203"),
+        ({"dtype": "float128"}, "E-USE-203"),
         ({"dtype": "datetime64[s]"}, "E-USE-203"),
         ({"names": ["a", "b"], "colors": {1: "#ffffff"}}, "E-USE-205"),
     ],
@@ -409,3 +410,39 @@ def test_damaged_blocks_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read") as caught:
         read()
     assert caught.value.code in ("E-IN-201", "E-IN-105")
+
+
+def test_half_floats_take_half_the_room_and_are_read_as_floats(tmp_path: Path) -> None:
+    grid = GRIDS["utm"]
+    data = np.random.default_rng(0).random((2, *grid.shape)).astype(np.float16)
+    data[0, 3, 5] = np.nan
+    sizes = {}
+    for dtype in ("float16", "float32"):
+        path = tmp_path / f"{dtype}.tif"
+        with RasterWriter(path, grid=grid, names=["a", "b"], dtype=dtype, nodata=np.nan, compress=None) as out:
+            out.write(data, grid.window)
+        with rasterio.open(path) as dataset:
+            assert dataset.dtypes == ("float32", "float32")
+            np.testing.assert_array_equal(dataset.read(), data.astype(np.float32))
+        sizes[dtype] = path.stat().st_size
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+
+
+def test_floats_that_half_floats_cannot_hold_are_refused(tmp_path: Path) -> None:
+    grid = GRIDS["utm"]
+    with RasterWriter(tmp_path / "m.tif", grid=grid, names=["a"], dtype="float16") as out:
+        assert refused(out.write, np.full((1, *grid.shape), 0.1, np.float32), grid.window) == "E-USE-206"
+        out.write(np.zeros((1, *grid.shape), np.float16), grid.window)
+
+
+def test_a_scale_tells_readers_what_stored_numbers_mean(tmp_path: Path) -> None:
+    grid = GRIDS["utm"]
+    stored = np.arange(grid.height * grid.width, dtype=np.uint32).reshape(1, *grid.shape) % 255
+    with RasterWriter(
+        tmp_path / "s.tif", grid=grid, names=["a"], dtype="uint8", nodata=255, scale=1 / 254
+    ) as out:
+        out.write(stored.astype(np.uint8), grid.window)
+    with rasterio.open(tmp_path / "s.tif") as dataset:
+        assert dataset.scales == (1 / 254,)
+    raster = open_scene(tmp_path / "s.tif").read()
+    np.testing.assert_allclose(raster.data, stored / 254, atol=1e-6)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +21,47 @@ from satseg.cli.common import (
     progress_bar,
     scene_argument,
     scene_files_option,
+    split,
 )
-from satseg.errors import OutputError, PartialError, SatsegError, UsageError
+from satseg.errors import InputError, OutputError, PartialError, SatsegError, UsageError
+from satseg.progress import Progress
 
 if TYPE_CHECKING:
     from satseg.imagery.scene import Scene
+    from satseg.learning.budget import Estimate
     from satseg.learning.bundle import Model
 
+SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
+"""Files of a folder that are taken for scenes."""
+OF_ONE_SCENE = ("E-USE-030", "E-USE-060")
+"""Refusals that say nothing of other scenes: an unfinished run of another kind, too little memory for this one."""
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
 log = logging.getLogger(__name__)
+
+
+def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """``4G`` or ``500M`` as bytes."""
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    digits = number.rstrip("kmgt")
+    try:
+        size = float(digits) * UNITS[number[len(digits) :]]
+    except (KeyError, ValueError) as error:
+        raise click.BadParameter(f"{text!r} is no size such as 4G or 500M") from error
+    if not 1 <= size < 2**63:
+        raise click.BadParameter(f"{text!r} is no size such as 4G or 500M")
+    return int(size)
+
+
+def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
+    if text is None or text == "exact":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is neither a number of pixels nor 'exact'") from error
 
 
 @click.command("detect")
@@ -36,12 +71,17 @@ log = logging.getLogger(__name__)
 @scene_files_option
 @click.option("--mask", type=click.Path(), metavar="FILE.tif", help="Also write the masks: 0, 1, 255 where not valid.")
 @click.option("--scores", type=click.Path(), metavar="FILE.tif", help="Also write the scores, 0..1.")
+@click.option("--score-type", type=click.Choice(["float32", "float16", "uint8"]), default="float32", show_default=True)
+@click.option("--entropy", type=click.Path(), metavar="FILE.tif", help="Also write how unsure the model is, in bits.")
 @click.option("--suffix", default=".gpkg", show_default=True, help="Format of the files in a folder OUTPUT.")
 @opening_options
-@click.option("--device", default="auto", metavar="auto|cpu|cuda[:i]", show_default=True)
+@click.option("--device", default="auto", metavar="auto|cpu|cuda[:i][,cuda:j...]", show_default=True)
+@click.option("--engine", type=click.Choice(["torch", "onnx", "openvino"]), default="torch", show_default=True)
 @click.option("--batch-size", type=int, help="Tiles per pass.")
 @click.option("--tile", type=int, help="Side of a tile in pixels.")
-@click.option("--halo", type=int, help="Margin of a tile in pixels; the model's own covers the network's reach.")
+@click.option("--halo", callback=_halo, metavar="PX|exact", help="Margin of a tile; 'exact': all the network reaches.")
+@click.option("--max-memory", callback=_bytes, metavar="SIZE", help="Host memory to stay within, such as 4G.")
+@click.option("--aoi", type=click.Path(), metavar="FILE", help="Vector file of the area to look at.")
 @click.option("--bounds", type=float, nargs=4, metavar="LEFT BOTTOM RIGHT TOP", help="Only this part of the scene.")
 @click.option("--bounds-crs", metavar="CRS", help="CRS of --bounds; the scene's own when left out.")
 @click.option("--threshold", type=float, help="For all classes, in place of the model's own.")
@@ -49,37 +89,63 @@ log = logging.getLogger(__name__)
 @click.option("--simplify", type=float, default=0.0, metavar="M", help="Tolerance in metres; shared edges stay shared.")
 @click.option("--tta", type=click.Choice(["none", "d4"]), default="none", show_default=True)
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
-@click.option("--resume", is_flag=True, help="Keep outputs that are there (they are complete), make the missing ones.")
+@click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")
 @overwrite_option
 @click.pass_context
 def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
     """Find what MODEL knows in each SCENE and write polygons to OUTPUT.
 
-    The suffix of OUTPUT picks the format (.shp .gpkg .geojson .fgb .parquet .csv). With several scenes
-    OUTPUT is a folder, and one that fails does not stop the others.
+    The suffix of OUTPUT picks the format (.shp .gpkg .geojson .fgb .parquet .csv). SCENE may be a folder or
+    a quoted pattern such as "scenes/*.tif". With several scenes OUTPUT is a folder, and one that fails does
+    not stop the others.
     """
     files, suffix, target = options.pop("scene_files"), options.pop("suffix"), Path(output)
     if bool(files) == bool(scenes):
         raise click.UsageError("give SCENE..., or one scene with --scene-files")
-    sources: list[str | list[str]] = [list(files)] if files else [scene_argument(text) for text in scenes]
-    how, device = opening(options), options.pop("device")
-    several = len(sources) > 1 or os.path.isdir(target)
+    sources: list[str | list[str]] = [list(files)] if files else _sources(scenes)
+    how, devices = opening(options), split(options.pop("device")) or ("auto",)
+    several = len(sources) > 1 or os.path.isdir(target) or any(map(os.path.isdir, scenes))
     if several:
         _check_folder(target, suffix, options)
+    options["devices"] = devices if len(devices) > 1 else ()
     from satseg.learning.bundle import load_model
 
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=devices[0])
     if several:
         _detect_each(ctx, loaded, _all_opened(sources, how), lambda name: target / f"{name}{suffix}", options)
     else:
-        click.echo(_detect(ctx, loaded, _opened(sources[0], how), target, options))
+        with progress_bar(ctx) as progress:
+            said = _detect(ctx, loaded, _opened(sources[0], how), target, options, progress)
+        click.echo(said)
+
+
+def _sources(scenes: Sequence[str]) -> list[str | list[str]]:
+    """Scenes as typed: files, folders of them, and patterns."""
+    sources: list[str | list[str]] = []
+    for text in scenes:
+        if os.path.isdir(text):
+            found = sorted(os.path.join(text, name) for name in os.listdir(text) if _is_scene(name))
+        elif not os.path.exists(text) and glob.has_magic(text):
+            found = sorted(name for name in glob.glob(text, recursive=True) if os.path.isfile(name))
+        else:
+            sources.append(scene_argument(text))
+            continue
+        if not found:
+            kinds = " ".join(SCENE_SUFFIXES)
+            raise InputError(f"{text} holds no scene", hint=f"scenes end in {kinds}", code="E-IN-021", path=text)
+        sources += found
+    return sources
+
+
+def _is_scene(name: str) -> bool:
+    return name.lower().endswith(SCENE_SUFFIXES) and not name.startswith(".")
 
 
 def _check_folder(folder: Path, suffix: str, options: dict[str, Any]) -> None:
     from satseg.vector.formats import format_of
 
-    if options["mask"] or options["scores"]:
-        raise click.UsageError("--mask and --scores go with one scene and a file as OUTPUT")
+    if options["mask"] or options["scores"] or options["entropy"]:
+        raise click.UsageError("--mask, --scores and --entropy go with one scene and a file as OUTPUT")
     if not os.path.isdir(folder):
         fault = "is a file" if os.path.exists(folder) else "does not exist"
         hint = "with several scenes OUTPUT is a folder; make it first"
@@ -96,19 +162,25 @@ def _opened(source: str | list[str], how: dict[str, Any]) -> Scene:
     return scene
 
 
-def _detect(ctx: click.Context, model: Model, scene: Scene, target: Path, options: dict[str, Any]) -> str:
+def _detect(
+    ctx: click.Context, model: Model, scene: Scene, target: Path, options: dict[str, Any], progress: Progress
+) -> str:
     """Write what `model` finds in `scene` and return how much that is; keep it where --resume says so."""
-    from satseg.pipeline import detect
+    from satseg.ledger import Ledger
+    from satseg.pipeline import detect_to_file
 
     given = {**options, "bounds": options["bounds"] or None}
-    wanted = [target, *(Path(path) for path in (given["mask"], given["scores"]) if path)]
-    if given.pop("resume"):
+    wanted = [target, *(Path(path) for path in (given["mask"], given["scores"], given["entropy"]) if path)]
+    if given["resume"] and Ledger.header_of(target) is None:
         if all(map(os.path.exists, wanted)):
             return f"{target}: kept"
         given["overwrite"] |= not os.path.exists(target)  # it comes last: rasters without it are of a stopped run
-    with progress_bar(ctx) as progress:
-        features = detect(model, scene, output=target, progress=progress, **given)
-    counts = features.groupby("class_name", observed=True).size()
+
+    def announce(estimate: Estimate) -> None:
+        if not ctx.obj["quiet"]:
+            click.echo(f"{scene.name}: {estimate}", err=True)
+
+    counts = detect_to_file(model, scene, target, progress=progress, announce=announce, **given)
     return f"{target}: " + (", ".join(f"{count} {name}" for name, count in counts.items()) or "0 features")
 
 
@@ -138,16 +210,19 @@ def _detect_each(
 ) -> None:
     """Detect in every scene, print what came of each, and raise PartialError when some failed."""
     results: dict[str, str | SatsegError] = {}
-    for name, scene in scenes.items():
-        try:
-            if isinstance(scene, SatsegError):
-                raise scene
-            results[name] = _detect(ctx, model, scene, target_of(scene.name), options)
-        except UsageError:
-            raise
-        except SatsegError as error:
-            log.warning("%s failed: %s [%s]", name, error, error.code)
-            results[name] = error
+    with progress_bar(ctx) as progress:
+        for number, (name, scene) in enumerate(scenes.items()):
+            try:
+                if isinstance(scene, SatsegError):
+                    raise scene
+                share = partial(_batch_progress, progress, number, len(scenes), scene.name)
+                results[name] = _detect(ctx, model, scene, target_of(scene.name), options, share)
+            except SatsegError as error:
+                if isinstance(error, UsageError) and error.code not in OF_ONE_SCENE:
+                    raise
+                log.warning("%s failed: %s [%s]", name, error, error.code)
+                results[name] = error
+        progress("scenes", len(scenes), len(scenes), "")
     width = max(map(len, results))
     for name, result in results.items():
         text = f"failed: {result} [{result.code}]" if isinstance(result, SatsegError) else result
@@ -155,3 +230,11 @@ def _detect_each(
     failed = [name for name, result in results.items() if isinstance(result, SatsegError)]
     if failed:
         raise PartialError(f"{len(failed)} of {len(results)} scenes failed: {', '.join(failed)}")
+
+
+def _batch_progress(
+    progress: Progress, number: int, count: int, name: str, stage: str, done: float, total: float, note: str
+) -> None:
+    """Tell the progress of one scene as a part of that of all."""
+    if stage == "detect":
+        progress("scenes", number + (done / total if total else 1.0), count, " ".join((name, note)).strip())

@@ -39,6 +39,8 @@ class Layout:
     nodata : float or None
     compress : str or None
         GDAL's name of the codec.
+    half : bool
+        Whether the floats are stored in 16 bits.
 
     Raises
     ------
@@ -51,14 +53,17 @@ class Layout:
     dtype: np.dtype[Any]
     nodata: float | None
     compress: str | None
+    half: bool = False
 
     @classmethod
     def of(
         cls, grid: Grid, names: Sequence[str], dtype: DTypeLike, nodata: float | None, compress: str | None
     ) -> Layout:
-        """Return the layout with `names` as a tuple and bool stored as uint8."""
-        stored = np.dtype(np.uint8) if np.dtype(dtype) == bool else np.dtype(dtype)
-        return cls(grid, tuple(names), stored, nodata, compress)
+        """Return the layout with `names` as a tuple, bool stored as uint8, float16 as float32 of 16 bits."""
+        wanted = np.dtype(dtype)
+        half = wanted.name == "float16"
+        stored = np.dtype({"bool": np.uint8, "float16": np.float32}.get(wanted.name, wanted))
+        return cls(grid, tuple(names), stored, nodata, compress, half)
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) != len(self.names):
@@ -81,6 +86,8 @@ class Layout:
             "nodata": self.nodata, "tiled": True, "blockysize": block_height, "blockxsize": block_width,
             "interleave": "band", "BIGTIFF": "IF_SAFER",
         }  # fmt: skip
+        if self.half:
+            profile["NBITS"] = 16
         if self.compress:
             profile |= {"compress": self.compress, "NUM_THREADS": "ALL_CPUS"}
             if self.compress.lower() in _PREDICTED:

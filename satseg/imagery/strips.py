@@ -82,10 +82,25 @@ class StripView:
             out[...], valid_out[...] = 0, False
         for strip, (rows, cols), (to_rows, to_cols) in self._parts(window, inside):
             out[:, to_rows, to_cols] = strip.data[:, rows, cols]
-            known = True if strip.valid is None else strip.valid[rows, cols]
+            known = True if strip.valid is None else strip.valid[rows, cols]  # True alone is written faster
             valid_out[to_rows, to_cols] = known
-            complete = complete and bool(np.all(known))
+            complete = complete and (known is True or bool(np.all(known)))
         return complete
+
+    def parts(self, window: Window) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_], slice, slice]]:
+        """Yield what this view has of `window`: pixels (C, h, w), where they are valid (h, w), rows and columns.
+
+        Rows and columns are places in `window`; they do not overlap, and what they leave out is not valid.
+        """
+        for strip, (rows, cols), (to_rows, to_cols) in self._parts(window, self._inside(window)):
+            data = strip.data[:, rows, cols]
+            known = np.broadcast_to(np.True_, data.shape[1:]) if strip.valid is None else strip.valid[rows, cols]
+            yield data, known, to_rows, to_cols
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the pixels."""
+        return self.strips[0].data.dtype
 
     def any_valid(self, window: Window) -> bool:
         """Return whether a pixel of `window` is valid; as for `copy_into`."""

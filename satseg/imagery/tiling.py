@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 from rasterio.windows import Window
 
 from satseg.errors import GridError, UsageError
@@ -153,13 +154,9 @@ class TilePlan:
 
     def work(self, *, beyond: int = 0) -> float:
         """Return how many pixels tight reads hold for each pixel of the area."""
-        pixels = 1.0
-        last_row, last_col = self.row_range[-1], self.col_range[-1]
-        rows = (self.tight(self.tile_at(row, last_col), beyond=beyond).read.height for row in self.row_range)
-        cols = (self.tight(self.tile_at(last_row, col), beyond=beyond).read.width for col in self.col_range)
-        for lengths, length in ((rows, self.window.height), (cols, self.window.width)):
-            pixels *= sum(lengths) / length
-        return pixels
+        rows = _reaches(self.window.row_off, self.window.height, self.tile, self, self.height, beyond)
+        cols = _reaches(self.window.col_off, self.window.width, self.tile_width, self, self.width, beyond)
+        return float(rows / self.window.height * cols / self.window.width)
 
     def __iter__(self) -> Iterator[Tile]:
         for band in self.rows:
@@ -210,8 +207,9 @@ def plan_tiles(
         raise GridError(
             f"window {window} does not touch a grid of {grid.height} x {grid.width} pixels", code="E-GRID-112"
         )
-    sides = (_round_up(size, align) for size in (tile, across, halo))
-    return TilePlan(area, *sides, align=align, height=grid.height, width=grid.width)
+    return TilePlan(
+        area, _round_up(tile, align), _round_up(across, align), _round_up(halo, align), align, grid.height, grid.width
+    )
 
 
 def _reach(start: int, length: int, halo: int, align: int, size: int, beyond: int) -> tuple[int, int]:
@@ -219,6 +217,15 @@ def _reach(start: int, length: int, halo: int, align: int, size: int, beyond: in
     first = max(start // align * align - halo, -beyond)
     last = min(_round_up(start + length, align) + halo, _round_up(size, align) + beyond)
     return first, last - first
+
+
+def _reaches(start: int, length: int, tile: int, plan: TilePlan, size: int, beyond: int) -> int:
+    """Sum of the lengths of the reads along one axis: `_reach` for all cells at once."""
+    cells = np.asarray(_cells(start, length, tile)) * tile
+    first, last = np.maximum(cells, start), np.minimum(cells + tile, start + length)
+    low = np.maximum(first // plan.align * plan.align - plan.halo, -beyond)
+    high = np.minimum(-(-last // plan.align) * plan.align + plan.halo, _round_up(size, plan.align) + beyond)
+    return int((high - low).sum())
 
 
 def _round_up(size: int, step: int) -> int:

@@ -67,7 +67,7 @@ class RasterWriter:
     names : sequence of str
         One per band, stored as descriptions.
     dtype : numpy dtype
-        bool is stored as uint8.
+        bool is stored as uint8; float16 takes half the room of float32 and is read as that.
     nodata : float, optional
         A value of `dtype` that marks invalid pixels.
     overwrite : bool
@@ -84,6 +84,8 @@ class RasterWriter:
         What the file shows, in a sentence.
     colors : mapping of int to "#rrggbb", optional
         Colour table of a single uint8 band.
+    scale : float
+        Value = stored x scale, noted in the file for its readers.
 
     Raises
     ------
@@ -108,6 +110,7 @@ class RasterWriter:
     tags: Mapping[str, str] | None = None
     description: str | None = None
     colors: Mapping[int, str] | None = None
+    scale: float = 1.0
     _state: _State = None  # type: ignore[assignment]  # set in __post_init__, never None after
 
     def __post_init__(self) -> None:
@@ -157,8 +160,9 @@ class RasterWriter:
             )
         if pixels.shape != (len(state.layout.names), window.height, window.width):
             raise GridError(f"data of shape {pixels.shape} do not fill {window}", code="E-GRID-203")
-        if not np.can_cast(pixels.dtype, state.layout.dtype, casting="safe"):
-            raise UsageError(f"{pixels.dtype} does not fit into {state.layout.dtype}", code="E-USE-206")
+        held = np.dtype(np.float16) if state.layout.half else state.layout.dtype
+        if not np.can_cast(pixels.dtype, held, casting="safe"):
+            raise UsageError(f"{pixels.dtype} does not fit into {held}", code="E-USE-206")
         pixels = pixels.astype(state.layout.dtype, copy=False)
         with self._guard():
             state.dataset.write(pixels, window=window)
@@ -182,6 +186,8 @@ class RasterWriter:
         if self.description:
             tags["TIFFTAG_IMAGEDESCRIPTION"] = self.description
         dataset.update_tags(**tags)
+        if self.scale != 1.0:
+            dataset.scales = (self.scale,) * dataset.count
         if self.colors:
             dataset.write_colormap(1, {value: rgba(color) for value, color in self.colors.items()})
 

@@ -309,7 +309,7 @@ class Model:
         found = self.card.scores.get("validation_jaccard")
         scores = found if isinstance(found, dict) else {}
         gsd = "as the scene" if self.card.gsd_m is None else f"{self.card.gsd_m:.3g} m"
-        lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}"]
+        lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {self.network.halo}"]
         for name, level in self.thresholds.items():
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"

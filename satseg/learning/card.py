@@ -116,6 +116,8 @@ class ModelCard(_Part):
         Whether one pixel may be of several classes.
     halo, stride : int
         Margin, and alignment of tiles, in pixels of the working resolution.
+    halo_tolerance : float or None
+        The most that a score moves by what lies beyond the halo, as measured; None: the halo is exact.
     sensor : str or None
         The sensor spec that named the bands.
     weights_sha256 : str
@@ -135,6 +137,7 @@ class ModelCard(_Part):
     classes: Annotated[tuple[ClassItem, ...], Field(min_length=1)]
     overlapping: bool = True
     halo: Count
+    halo_tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
     stride: Annotated[int, Field(ge=1)]
     sensor: str | None = None
     training: Training = Training()

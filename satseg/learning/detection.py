@@ -1,38 +1,48 @@
-"""From tiles of scores to masks on disk to polygons: what `pipeline.detect` is made of.
+"""A detection prepared: options checked, tiles and budget chosen, ready to run. What `pipeline` is made of.
 
-Masks are durable and polygons derived: the mask file is finished first, tile by tile, and the
-polygons come from it in one pass. Memory follows the tile, not the scene.
+Row bands come from the engine, or from the ledger of a run that was stopped, and go to the products. The
+ledger keeps codes (and scores, when their file is wanted), not files: whatever is in them is made anew from
+its bands in one fast pass, so that the result of a resumed run has the bytes of one that was never stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, fields
+import math
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import geopandas
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from rasterio.windows import Window
 
-from satseg.crs import Bounds, CRSLike
-from satseg.errors import InputError, UsageError
-from satseg.grid import Grid
+import satseg
+from satseg.crs import Bounds, CRSLike, describe
+from satseg.errors import UsageError
+from satseg.imagery.drivers import is_remote
+from satseg.imagery.labels import Geometries
 from satseg.imagery.scene import Scene
-from satseg.imagery.writer import RasterWriter
-from satseg.learning.bundle import Model
-from satseg.learning.inference import TileScores, Tiling, check_halo, predict_tiles
+from satseg.imagery.tiling import TilePlan
+from satseg.learning.budget import Estimate, check_room, choose_tiles, disk_bytes, estimate
+from satseg.learning.bundle import Model, resolve_device
+from satseg.learning.card import checksum
+from satseg.learning.engine import RowBand, Working, scan
+from satseg.learning.forward import ScoreType, Wanted
+from satseg.learning.grounds import area_of_interest
+from satseg.learning.inference import chosen_halo
+from satseg.learning.products import Making, Products, Targets
+from satseg.learning.runtimes import ENGINES
+from satseg.ledger import Ledger, identity_of
 from satseg.progress import Progress
 from satseg.specs import suggest
 from satseg.vector.finish import Cleaning
-from satseg.vector.polygonize import polygonize_file
 
-INVALID = 255
-"""Value of an unusable pixel in a written mask."""
-SCORE_STEPS = 65534
-"""Scores on their way to the polygons' means are held in 16 bits; a mean errs by less than 1e-5."""
+GPU_BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +53,19 @@ class DetectOptions:
     ----------
     bounds : (left, bottom, right, top), optional
         Only this part of the scene, in `bounds_crs` (the scene's own when left out).
-    tile, halo, batch_size : int, optional
-        Kept side of a tile, its margin, and tiles per pass; chosen from model and device.
+    aoi : path-like, optional
+        Vector file of the area to look at; the rest of the scene is neither computed nor read.
+    tile, batch_size : int, optional
+        Kept side of a tile, and tiles per pass; chosen from model, scene, device and memory.
+    halo : int or "exact", optional
+        Margin of a tile. The model's own was measured: beyond it nothing moves a score by more than the
+        card says. "exact" covers all that the network can reach.
+    max_memory : int, optional
+        Bytes of host memory to stay within.
+    engine : "torch", "onnx" or "openvino"
+        What computes the network; the other two are extras.
+    devices : sequence of str
+        Several that share the work, such as ("cuda:0", "cuda:1"); the model's own when left out.
     amp : bool
         Compute in half precision: faster, scores differ in the third digit.
     tta : {"none", "d4"}
@@ -52,25 +73,39 @@ class DetectOptions:
     threshold : float, optional
         For all classes, in place of the model's own.
     min_area, simplify : float, optional
-        In square metres and metres; the model's minimum area when left out, no simplification.
+        In square metres and metres; the model's minimum area when left out, no simplification. Simplifying
+        needs all features in memory at once.
+    score_type : {"float32", "float16", "uint8"}
+        Of the file of scores; bytes hold 0..254 and say so by the file's scale.
     """
 
     bounds: Bounds | None = None
     bounds_crs: CRSLike | None = None
+    aoi: str | os.PathLike[str] | None = None
     tile: int | None = None
-    halo: int | None = None
+    halo: int | Literal["exact"] | None = None
     batch_size: int | None = None
+    max_memory: int | None = None
+    engine: str = "torch"
+    devices: Sequence[str] = ()
     amp: bool = False
     tta: str = "none"
     threshold: float | None = None
     min_area: float | None = None
     simplify: float = 0.0
+    score_type: ScoreType = "float32"
 
     def __post_init__(self) -> None:
-        if self.tta not in ("none", "d4"):
-            raise UsageError(f"tta {self.tta!r} is neither 'none' nor 'd4'", code="E-USE-021")
+        for name, allowed in (("tta", ("none", "d4")), ("engine", ENGINES), ("score_type", get_args(ScoreType))):
+            if getattr(self, name) not in allowed:
+                words = " or ".join(map(repr, allowed))
+                raise UsageError(f"{name} {getattr(self, name)!r} is not {words}", code="E-USE-021")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UsageError(f"threshold {self.threshold} is not between 0 and 1", code="E-USE-021")
+        for name, low in (("tile", 1), ("batch_size", 1), ("max_memory", 1), ("halo", 0)):
+            value = getattr(self, name)
+            if value is not None and value != "exact" and not (isinstance(value, int) and value >= low):
+                raise UsageError(f"{name} {value!r} is no whole number from {low} on", code="E-USE-020")
         Cleaning(self.min_area or 0.0, 0.0, self.simplify)  # refuses sizes that make no sense
 
     @classmethod
@@ -88,100 +123,170 @@ class DetectOptions:
             return scene.grid.window
         return scene.grid.window_of(self.bounds, self.bounds_crs)
 
-    def tiles(self, model: Model, scene: Scene, window: Window, progress: Progress) -> Iterator[TileScores]:
-        """Scores of `window`, tile by tile."""
-        tiling = Tiling(self.tile, self.halo, self.batch_size)
-        check_halo(model, model.halo if self.halo is None else self.halo)
-        return predict_tiles(
-            model, scene, window=window, tiling=tiling, amp=self.amp, flips=self.tta == "d4", progress=progress
+    def working(self, model: Model) -> Working:
+        """How the engine works with `model`: devices, batch, threads."""
+        devices = tuple(resolve_device(name) for name in self.devices) or (model.device,)
+        on_gpu = devices[0].type == "cuda"
+        cores = max(1, torch.get_num_threads())
+        return Working(
+            engine=self.engine,
+            amp=self.amp,
+            flips=self.tta == "d4",
+            devices=devices,
+            batch_size=self.batch_size or (GPU_BATCH if on_gpu else 1),
+            readers=max(1, cores // 2),
+            strips_ahead=2 if on_gpu else 1,
+            bands_ahead=1 if on_gpu else 0,
         )
+
+    def thresholds(self, model: Model) -> NDArray[np.float32]:
+        """One threshold per class: the option for all, or the model's own."""
+        own = [item.threshold for item in model.card.classes]
+        levels = own if self.threshold is None else [self.threshold] * len(own)
+        return np.asarray(levels, dtype=np.float32)
+
+    def cleaning(self, model: Model) -> Cleaning:
+        """What is cleaned away of each class."""
+        classes = model.card.classes
+        least = {c.name: c.min_area_m2 if self.min_area is None else self.min_area for c in classes}
+        return Cleaning(least, {c.name: c.min_hole_m2 for c in classes}, self.simplify)
 
 
 @dataclass(frozen=True, slots=True)
-class Products:
-    """The rasters of one detection: where they are written and which of them the user keeps."""
+class Detection:
+    """A detection that is ready to run; made by `prepare`.
 
-    grid: Grid
-    mask: Path
-    scores: Path
-    keeps_mask: bool
-    keeps_scores: bool
+    Parameters
+    ----------
+    model : Model
+    scene : Scene
+        As `working_scene` returns it.
+    plan : TilePlan
+    wanted : Wanted
+    working : Working
+    options : DetectOptions
+    memory : int
+        Bytes of host memory it will take, about.
+    aoi : ndarray of Polygon, optional
+    """
+
+    model: Model
+    scene: Scene
+    plan: TilePlan
+    wanted: Wanted
+    working: Working
+    options: DetectOptions
+    memory: int
+    aoi: Geometries | None = None
 
     @classmethod
-    def plan(cls, grid: Grid, mask: Path | None, scores: Path | None, scratch: Path) -> Products:
-        """Rasters on `grid`; those without a path of the user's go to the folder `scratch`."""
-        return cls(
-            grid, mask or scratch / "mask.tif", scores or scratch / "scores.tif", mask is not None, scores is not None
-        )
-
-    def write(
-        self, model: Model, tiles: Iterable[TileScores], *, scene: str, origin: Window,
-        thresholds: NDArray[np.float32], overwrite: bool,
-    ) -> None:  # fmt: skip
-        """Write mask and scores of the scene called `scene`, tile by tile.
+    def prepare(cls, model: Model, scene: Scene, options: DetectOptions, wanted: Wanted) -> Detection:
+        """Choose tiles and check what can be checked before work starts.
 
         Raises
         ------
-        InputError
-            Not one pixel was valid; then nothing is left of either file.
+        UsageError, GridError, CRSError, InputError
+            Options that make no sense for this model and scene.
         """
-        found = False
-        with ExitStack() as stack:
-            mask = stack.enter_context(self._mask_writer(model, overwrite))
-            scores = stack.enter_context(self._score_writer(model, overwrite))
-            for tile in tiles:
-                row, col = tile.window.row_off - origin.row_off, tile.window.col_off - origin.col_off
-                place = Window(col, row, tile.window.width, tile.window.height)
-                reached = (tile.scores >= thresholds[:, None, None]).view(np.uint8)
-                mask.write(_blanked(reached, tile.valid, INVALID), place)
-                scores.write(self._encoded(tile), place)
-                found |= bool(tile.valid.any())
-            if not found:
-                raise InputError(f"{scene} has no valid pixel here", hint="check nodata and masks", code="E-IN-020")
+        window, working = options.window(scene), options.working(model)
+        plan, memory = choose_tiles(
+            model, scene, window, wanted, working, halo=chosen_halo(model, options.halo), tile=options.tile,
+            max_memory=options.max_memory,
+        )  # fmt: skip
+        aoi = None if options.aoi is None else area_of_interest(options.aoi, scene)
+        return cls(model, scene, plan, wanted, working, options, memory, aoi)
 
-    def _mask_writer(self, model: Model, overwrite: bool) -> RasterWriter:
-        return RasterWriter(
-            self.mask, grid=self.grid, names=model.classes, dtype="uint8", nodata=INVALID, overwrite=overwrite,
-            overviews=self.keeps_mask,
+    def bands(self, progress: Progress, *, first: int = 0) -> Generator[RowBand]:
+        """Row bands from number `first` on."""
+        return scan(
+            self.model, self.scene, self.plan, self.wanted, self.working, aoi=self.aoi, first=first,
+            progress=progress,
         )  # fmt: skip
 
-    def _score_writer(self, model: Model, overwrite: bool) -> RasterWriter:
-        if self.keeps_scores:
-            return RasterWriter(
-                self.scores, grid=self.grid, names=model.classes, dtype="float32", nodata=np.nan,
-                overwrite=overwrite, resampling="average",
-            )  # fmt: skip
-        return RasterWriter(
-            self.scores, grid=self.grid, names=model.classes, dtype="uint16", compress=None, overviews=False
+    def making(self) -> Making:
+        """How products are made of its results."""
+        options, model = self.options, self.model
+        return Making(
+            grid=self.scene.grid.crop(self.plan.window),
+            classes=model.card.classes,
+            thresholds=options.thresholds(model),
+            cleaning=options.cleaning(model),
+            score_type=options.score_type,
+            threads=min(len(model.classes), max(1, torch.get_num_threads())),
         )
 
-    def _encoded(self, tile: TileScores) -> NDArray[Any]:
-        if self.keeps_scores:
-            return _blanked(tile.scores, tile.valid, np.nan)
-        return (tile.scores * np.float32(SCORE_STEPS) + np.float32(0.5)).astype(np.uint16)
+    def estimate(self, targets: Targets, *, timed: bool) -> Estimate:
+        """Return what it takes to make `targets`."""
+        disk = self._disk(targets)
+        return estimate(self.model, self.plan, self.working, memory=self.memory, disk=disk, timed=timed)
+
+    def check_room(self, targets: Targets) -> None:
+        """Raise OutputError when the disk has no room for `targets`."""
+        check_room(targets.paths, self._disk(targets))
+
+    def _disk(self, targets: Targets) -> int:
+        count, mask = len(self.model.classes), targets.mask is not None
+        return disk_bytes(self.plan, count, self.wanted, mask=mask, ledger=bool(targets.paths))
+
+    def run(self, products: Products, progress: Progress) -> None:
+        """Feed `products` with all row bands."""
+        with closing(self.bands(progress)) as bands:
+            for band in bands:
+                products.take(band.planes)
+        products.finish(self.scene.name)
+
+    def run_with(self, ledger: Ledger, products: Products, progress: Progress) -> None:
+        """Feed `products` with the bands that `ledger` has, then with the others, which it keeps."""
+        count = len(self.plan.row_range)
+        for number in range(min(ledger.finished, count)):
+            products.take(ledger.read(number))
+            progress("resume", number + 1, ledger.finished, "")
+        with closing(self.bands(progress, first=ledger.finished)) as bands:
+            for band in bands:
+                if count > 1:  # a single band is computed again sooner than told from a damaged one
+                    ledger.append(band.planes)
+                products.take(band.planes)
+        products.finish(self.scene.name)
+
+    def header(self, targets: Targets) -> dict[str, JsonValue]:
+        """Return all that decides the bytes of the results, for the ledger."""
+        options, plan, grid = self.options, self.plan, self.scene.grid
+        place = plan.window
+        inputs = [os.fspath(path) for path in (*self.scene.paths, *([options.aoi] if options.aoi else []))]
+        return {
+            "satseg": satseg.__version__,
+            "inputs": {name: {} if is_remote(name) else identity_of(name) for name in inputs},
+            "model": {"weights": self.model.card.weights_sha256, "card": checksum(_plain(self.model))},
+            "bands": list(self.scene.bands),
+            "grid": {"size": [grid.height, grid.width], "transform": list(grid.transform[:6]),
+                     "crs": None if grid.crs is None else describe(grid.crs)},
+            "area": [place.row_off, place.col_off, place.height, place.width],
+            "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
+            "thresholds": [float(level) for level in options.thresholds(self.model)],
+            "options": {"engine": options.engine, "amp": options.amp, "tta": options.tta,
+                        "min_area": options.min_area, "simplify": options.simplify,
+                        "score_type": options.score_type},
+            "outputs": {name: None if path is None else path.name for name, path in _named(targets)},
+        }  # fmt: skip
+
+    def like(self, header: dict[str, JsonValue] | None) -> Detection:
+        """Return this detection with the tiles of an unfinished run's header, where sizes were left to satseg.
+
+        Which tiles are chosen depends on the memory that is free; a run goes on with those it began with.
+        """
+        tiles = None if header is None else header.get("tiles")
+        if self.options.tile is not None or not isinstance(tiles, dict):
+            return self
+        height, width = tiles.get("height"), tiles.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            return self
+        sides = (math.ceil(side / self.plan.align) * self.plan.align for side in (height, width))
+        return replace(self, plan=replace(self.plan, **dict(zip(("tile", "tile_width"), sides, strict=True))))
 
 
-def _blanked(planes: NDArray[Any], valid: NDArray[np.bool_], value: float) -> NDArray[Any]:
-    """`planes` (K, h, w) with `value` where not valid; as they are when all is valid."""
-    return planes if valid.all() else np.where(valid, planes, planes.dtype.type(value))
+def _plain(model: Model) -> dict[str, Any]:
+    return model.card.model_dump(mode="json")
 
 
-def thresholds_of(model: Model, override: float | None) -> NDArray[np.float32]:
-    """One threshold per class: `override` for all, or the model's own."""
-    own = [item.threshold for item in model.card.classes]
-    return np.asarray(own if override is None else [override] * len(own), dtype=np.float32)
-
-
-def outlines(model: Model, products: Products, options: DetectOptions) -> geopandas.GeoDataFrame:
-    """Features of every class from the written mask, cleaned up as the card or the options say."""
-    classes = model.card.classes
-    least = {c.name: c.min_area_m2 if options.min_area is None else options.min_area for c in classes}
-    return polygonize_file(
-        products.mask,
-        scores_path=products.scores,
-        score_scale=1.0 if products.keeps_scores else 1.0 / SCORE_STEPS,
-        min_area_m2=least,
-        min_hole_m2={c.name: c.min_hole_m2 for c in classes},
-        simplify_m=options.simplify,
-        class_ids={c.name: c.id for c in classes},
-    )
+def _named(targets: Targets) -> list[tuple[str, Path | None]]:
+    return [(item.name, getattr(targets, item.name)) for item in fields(targets)]

@@ -25,7 +25,7 @@ from satseg.crs import describe
 from satseg.errors import BandError, CRSError, InputError, LabelError, UsageError
 from satseg.grid import slices
 from satseg.imagery.drivers import DEFAULT_DRIVERS
-from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
+from satseg.imagery.labels import SINGLE_CLASS, Geometries, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
 from satseg.learning.chips import BLOCK_PX, Ground, bar_shared_ground, hold_out, refuse_leaks
@@ -93,23 +93,33 @@ def open_pair(scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, option
         names[:] = options.classes[0]
     known = np.array([name is not None for name in names], dtype=bool)
     layer = layer.assign(class_name=names)[known]
-    return Pair(opened, layer, None if aoi is None else _outline(aoi, opened))
+    return Pair(opened, layer, None if aoi is None else shapely.union_all(area_of_interest(aoi, opened)))
 
 
-def _outline(aoi: PathLike, scene: Scene) -> shapely.Geometry:
-    """The area of interest as one geometry in the scene's CRS."""
-    region, crs = read_features(aoi), scene.grid.crs
+def area_of_interest(path: PathLike, scene: Scene) -> Geometries:
+    """Return the polygons of the vector file at `path` in the CRS of `scene`.
+
+    Raises
+    ------
+    InputError
+        The file is not readable.
+    CRSError
+        Only one of the two has a CRS (E-CRS-020).
+    LabelError
+        The area does not touch the scene (E-LAB-011).
+    """
+    region, crs = read_features(path), scene.grid.crs
     if (crs is None) != (region.crs is None):
         raise CRSError(
-            f"{os.fspath(aoi)} is in {describe(region.crs)}, {scene.name} in {describe(crs)}",
+            f"{os.fspath(path)} is in {describe(region.crs)}, {scene.name} in {describe(crs)}",
             hint="give both a CRS (--src-crs for the scene)",
             code="E-CRS-020",
         )
     moved = region if crs is None else region.to_crs(crs.to_wkt())
-    outline = shapely.union_all(moved.geometry.to_numpy())
-    if not outline.intersects(scene.grid.footprint()):
-        raise LabelError(f"the area {os.fspath(aoi)} does not touch {scene.name}", code="E-LAB-011")
-    return outline
+    if not moved.intersects(scene.grid.footprint()).any():
+        raise LabelError(f"the area {os.fspath(path)} does not touch {scene.name}", code="E-LAB-011")
+    polygons: Geometries = moved.geometry.to_numpy()
+    return polygons
 
 
 def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Prepared:

@@ -21,6 +21,7 @@ from satseg.learning.bundle import Model, architecture_of, current_versions, res
 from satseg.learning.card import BandCard, FileHash, ModelCard, Training, TrainingSource
 from satseg.learning.chips import Ground
 from satseg.learning.grounds import Prepared
+from satseg.learning.halo import TOLERANCE, measure_halo
 from satseg.learning.training import Learner, Outcome
 from satseg.learning.unet import UNet, UNetConfig
 from satseg.run import RunConfig
@@ -54,7 +55,8 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
 def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome) -> Model:
     """Return the trained network with its card: what it needs, what it learnt from, how it scored."""
     network = learner.network.eval()
-    scene = prepared.grounds[0].scene
+    scenes = [ground.scene for ground in prepared.grounds]
+    scene = scenes[0]
     classes = tuple(
         item.model_copy(update={"threshold": threshold})
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
@@ -72,7 +74,8 @@ def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome
         gsd_m=prepared.gsd_m,
         normalization=prepared.normalization,
         classes=classes,
-        halo=network.halo,
+        halo=measure_halo(network, prepared.normalization, scenes, seed=run.train.seed),
+        halo_tolerance=TOLERANCE,
         stride=network.stride,
         sensor=scene.sensor,
         training=training,

@@ -34,8 +34,8 @@ from satseg.imagery.tiling import Tile, plan_tiles
 from satseg.learning.augment import NO_AUGMENTATION, Augmentation, Augmenter, step_generator
 from satseg.learning.chips import Chip, ChipReader, ChipSampler, Ground
 from satseg.learning.curves import ThresholdCurve
+from satseg.learning.forward import Standardize
 from satseg.learning.grounds import Prepared
-from satseg.learning.inference import Standardize
 from satseg.learning.losses import make_loss
 from satseg.learning.machine import bf16_is_native, threads_for
 from satseg.learning.unet import UNet
