@@ -125,6 +125,13 @@ def assembled(view: StripView, scene: Scene, window: Window) -> tuple[np.ndarray
     complete = view.copy_into(data, valid, window)
     assert complete == valid.all()
     assert view.any_valid(window) == valid.any()
+    parts = np.zeros(shape, int)
+    for own, known, at_rows, at_cols in view.parts(window):
+        parts[at_rows, at_cols] += 1
+        np.testing.assert_array_equal(own, data[:, at_rows, at_cols])
+        np.testing.assert_array_equal(known, valid[at_rows, at_cols])
+    assert parts.max() <= 1
+    assert not valid[parts == 0].any()
     return data, valid
 
 
