@@ -177,10 +177,10 @@ def _detect(
         given["overwrite"] |= not os.path.exists(target)  # it comes last: rasters without it are of a stopped run
 
     def announce(estimate: Estimate) -> None:
-        if not ctx.obj["quiet"]:
-            click.echo(f"{scene.name}: {estimate}", err=True)
+        click.echo(f"{scene.name}: {estimate}", err=True)
 
-    counts = detect_to_file(model, scene, target, progress=progress, announce=announce, **given)
+    told = None if ctx.obj["quiet"] else announce
+    counts = detect_to_file(model, scene, target, progress=progress, announce=told, **given)
     return f"{target}: " + (", ".join(f"{count} {name}" for name, count in counts.items()) or "0 features")
 
 
