@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def layer(count: int, crs: Any = 32633, *, seed: int = 0) -> geopandas.GeoDataFr
 def in_batches(made: geopandas.GeoDataFrame, path: Path, cuts: list[int], **options: Any) -> FeatureWriter:
     edges = [0, *sorted(cuts), len(made)]
     with FeatureWriter(path, crs=made.crs, **options) as out:
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             out.write(made.iloc[start:stop])
     return out
 

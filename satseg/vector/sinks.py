@@ -34,8 +34,8 @@ from satseg.vector.formats import VectorFormat
 from satseg.vector.wkt_csv import add_rows, write_prj
 from satseg.vector.written import divided, warnings_logged
 
-AHEAD = 2
-"""Batches that wait for GDAL."""
+AHEAD = 1
+"""Batches that wait while GDAL writes one."""
 GEOMETRY = "geometry"
 _PLAIN = pyarrow.schema(
     [
@@ -205,16 +205,18 @@ class ParquetSink:
         self._schema = schema.with_metadata(metadata)
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         # Arrow's own copy of the schema is left out: readers would look there for "geo", which comes at the end.
-        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd", store_schema=False)
+        # A dictionary of what never repeats is built for nothing.
+        self._writer = pyarrow.parquet.ParquetWriter(
+            path, self._schema, compression="zstd", store_schema=False, use_dictionary=["class_id", "class_name"]
+        )
 
     def write(self, batch: geopandas.GeoDataFrame) -> None:
         """Write some features as a row group."""
         record = _record(batch, self._schema)
         self._writer.write_batch(record)
-        if len(batch):
-            box = np.asarray(batch.total_bounds)
-            low, high = np.minimum(self._bounds, box), np.maximum(self._bounds, box)
-            self._bounds = np.array([*low[:2], *high[2:]])
+        for place, side in enumerate(record.column("bbox").flatten() if len(batch) else ()):
+            extreme = (np.min, np.min, np.max, np.max)[place]
+            self._bounds[place] = extreme([self._bounds[place], extreme(side.to_numpy())])
 
     def close(self) -> None:
         """Write what the file is about, which is known at the end only."""

@@ -23,14 +23,15 @@ from satseg.errors import CRSError, OutputError, UsageError
 from satseg.imagery.labels import CLASS_FIELD
 from satseg.output import AtomicOutput
 from satseg.vector.features import empty_features
+from satseg.vector.finish import Geometries
 from satseg.vector.formats import PathLike, check_target
 from satseg.vector.shapefile import NUMBER_BYTES, TEXT_BYTES, check_size
 from satseg.vector.sinks import Sink, open_sink
 from satseg.vector.styles import add_style, class_colors
 from satseg.vector.written import as_output_error, verify
 
-BATCH_BYTES = 2**23
-"""Of features written in one step: some thousands of them, and little memory."""
+BATCH_BYTES = 2**24
+"""Of features written in one step: some ten thousand, so that steps cost little beside their features."""
 FEATURE_BYTES, POINT_BYTES = 100, 16
 """About what a feature and a point of its outline take in a file."""
 COLUMNS = tuple(empty_features().columns)
@@ -113,13 +114,11 @@ class FeatureWriter:
         OutputError
             The format cannot hold it, or the file cannot be written.
         """
-        self._check(batch)
-        points = np.asarray(shapely.get_num_coordinates(batch.geometry.to_numpy()), dtype=np.int64)
+        shapes = batch.geometry.to_numpy()
+        self._check(batch, shapes)
+        points = np.asarray(shapely.get_num_coordinates(shapes), dtype=np.int64)
         self._count += len(batch)
         self._points += int(points.sum())
-        names = batch[CLASS_FIELD].dropna().unique()
-        self._classes.update(str(name) for name in names)
-        self._check_room(names)
         for part, size in _parts(batch, FEATURE_BYTES + POINT_BYTES * points):
             self._pending.append(part)
             self._pending_bytes += size
@@ -166,6 +165,10 @@ class FeatureWriter:
             if len(self._pending) > 1:
                 whole = pandas.concat(self._pending, ignore_index=True)
             self._pending, self._pending_bytes = [], 0
+            names = [str(name) for name in whole[CLASS_FIELD].dropna().unique()]
+            self._classes.update(names)
+            if self._form.driver == "ESRI Shapefile":
+                self._check_room(names)
             sink.write(whole)
 
     @contextmanager
@@ -178,14 +181,14 @@ class FeatureWriter:
             error.path = error.path or str(self._path)
             raise
 
-    def _check(self, batch: geopandas.GeoDataFrame) -> None:
+    def _check(self, batch: geopandas.GeoDataFrame, shapes: Geometries) -> None:
         self._open()
         if tuple(batch.columns) != COLUMNS:
             raise UsageError(
                 f"columns {list(batch.columns)} are not {list(COLUMNS)}",
                 hint="write_features takes any", code="E-USE-232",
             )  # fmt: skip
-        if not np.all(shapely.get_type_id(batch.geometry.to_numpy()) == _POLYGON):
+        if not np.all(shapely.get_type_id(shapes) == _POLYGON):
             raise UsageError(
                 "batches hold polygons only", hint="write_features takes other geometries", code="E-USE-232"
             )
@@ -197,9 +200,7 @@ class FeatureWriter:
 
     def _check_room(self, names: Sequence[str]) -> None:
         """Raise when a shapefile cannot hold what has come so far."""
-        if self._form.driver != "ESRI Shapefile":
-            return
-        self._longest = max([self._longest, *(len(str(name).encode()) for name in names)])
+        self._longest = max([self._longest, *(len(name.encode()) for name in names)])
         if self._longest > TEXT_BYTES:
             raise OutputError(
                 f"a class name has {self._longest} bytes, a text of a shapefile at most {TEXT_BYTES}",
