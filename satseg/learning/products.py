@@ -29,11 +29,13 @@ from satseg.learning.forward import BYTE_STEPS, ScoreType
 from satseg.specs import ClassItem
 from satseg.vector.features import empty_features
 from satseg.vector.finish import Cleaning
-from satseg.vector.layers import INVALID, LABELS, PlaneCode
+from satseg.vector.layers import INVALID, OUTSIDE, PlaneCode
 from satseg.vector.polygonizer import Polygonizer
 from satseg.vector.stream import FeatureWriter
 
 ENTROPY_BAND = "entropy"
+PLAIN_PX = 4096
+"""Masks up to this side are drawn fast without reduced copies, which take as long to make as the mask itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +233,9 @@ class _Rows:
 def _writer(name: str, path: Path, making: Making, *, overwrite: bool) -> RasterWriter:
     if name == "mask":
         return RasterWriter(
-            path, grid=making.grid, names=making.names, dtype="uint8", nodata=INVALID, overwrite=overwrite
-        )
+            path, grid=making.grid, names=making.names, dtype="uint8", nodata=INVALID, overwrite=overwrite,
+            overviews=max(making.grid.shape) > PLAIN_PX,
+        )  # fmt: skip
     kind = "uint8" if name == "entropy" else making.score_type
     names = (ENTROPY_BAND,) if name == "entropy" else making.names
     return RasterWriter(
@@ -242,9 +245,9 @@ def _writer(name: str, path: Path, making: Making, *, overwrite: bool) -> Raster
 
 
 def mask_of(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what codes say of being inside: 1, 0, or 255 where not valid."""
-    return _MASK[codes]
-
-
-_MASK = LABELS.astype(np.uint8)
-_MASK[INVALID] = INVALID
+    """Return what codes (K, h, W) say of being inside: 1, 0, or 255 where not valid."""
+    mask = (codes != OUTSIDE).view(np.uint8)
+    invalid = codes[0] == INVALID  # what is not valid is so for all classes
+    if invalid.any():
+        mask[:, invalid] = INVALID
+    return mask
