@@ -30,7 +30,7 @@ from satseg.scoring.cells import Geometries
 from satseg.vector.features import read_features
 from satseg.vector.finish import repair
 from satseg.vector.polygonize import polygonize, polygonize_file
-from satseg.vector.trace import OutlineTracer
+from satseg.vector.trace import OutlineTracer, joined
 
 LayerLike: TypeAlias = "geopandas.GeoDataFrame | Raster | str | os.PathLike[str]"
 
@@ -160,10 +160,9 @@ def _read_file(path: str | os.PathLike[str], field: str | None) -> geopandas.Geo
 
 def trace(planes: Iterable[NDArray[np.bool_]], grid: Grid) -> Geometries:
     """Return the outlines of what is True in `planes`, strips (h, W) of one mask on `grid`, top down."""
-    tracer = OutlineTracer(grid.width)
-    for plane in planes:
-        tracer.feed(np.ascontiguousarray(plane).view(np.uint8), None)
-    outlines: Geometries = tracer.outlines().geometries(grid.transform)
+    tracer = OutlineTracer(grid.width, transform=grid.transform)
+    parts = [tracer.feed(plane) for plane in planes]
+    outlines: Geometries = joined([*parts, tracer.finish()]).geometries()
     return outlines
 
 
