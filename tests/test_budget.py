@@ -7,10 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 import rasterio
+import torch
 from rasterio.windows import Window
 
 from satseg.errors import OutputError, UsageError
 from satseg.imagery.scene import open_scene
+from satseg.learning import budget
 from satseg.learning.budget import (
     MIB,
     MOST_WORK,
@@ -88,6 +90,17 @@ def test_more_filters_take_more_activations_and_the_network_is_left_alone():
     small, large = tiny_model(width=4), tiny_model(width=16)
     assert 0 < activation_bytes(small) < activation_bytes(large)
     assert not any(module._forward_hooks for module in small.network.modules())
+
+
+def test_batches_follow_the_free_memory_of_the_smallest_gpu(tmp_path, monkeypatch):
+    model, scene = tiny_model(), sparse_scene(tmp_path / "s.tif", height=700, width=900)
+    plan, _ = choose_tiles(model, scene, scene.grid.window, WANTED, Working(), halo=16, tile=128)
+    gpus = [torch.device("cuda", number) for number in (0, 1)]
+    tile = 160 * 160 * (activation_bytes(model) + 4 * 2)
+    for free, batch in ((tile, 1), (7 * tile, 3), (10**12, 16)):
+        monkeypatch.setattr(budget, "free_bytes", lambda gpu, free=free: free if gpu.index else 10**12)
+        assert budget.automatic_batch(model, plan, gpus) == batch
+    assert budget.automatic_batch(model, plan, [torch.device("cpu")]) == 1
 
 
 def test_the_estimate_tells_work_time_and_room(tmp_path):

@@ -49,6 +49,8 @@ FIXED_BYTES = 160 * MIB
 MASK_SHARE, SCORE_SHARE = 0.1, 0.8
 """Bytes on disk per byte of mask and of score, compressed: what dense scenes came to."""
 PROBE_PX = 256
+GPU_SHARE, MOST_BATCH = 0.5, 16
+"""Of a GPU's free memory that a batch is reckoned to take, and tiles beyond which no GPU gets faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,25 @@ def strip_rows(scene: Scene) -> int:
     file = max((source.file for source in scene.sources), key=lambda file: file.blocks[0])
     rows = file.blocks[0] if isinstance(relate(file.grid, scene.grid), Shift) else 1
     return rows if STRIP_ROWS <= rows <= ALIGN_LIMIT else STRIP_ROWS
+
+
+def automatic_batch(model: Model, plan: TilePlan, devices: Sequence[torch.device]) -> int:
+    """Return how many tiles go through the network at a time: as many as the free memory of every GPU allows.
+
+    On a CPU one: a second tile brings no speed there, and takes memory.
+    """
+    if any(device.type != "cuda" for device in devices):
+        return 1
+    height, width = plan.read_size
+    tile = height * width * (activation_bytes(model) + 4 * len(model.bands))
+    room = min(free_bytes(device) for device in devices) * GPU_SHARE
+    return int(min(max(1, room // tile), MOST_BATCH))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a GPU."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
 
 
 @torch.inference_mode()

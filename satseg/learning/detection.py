@@ -28,7 +28,7 @@ from satseg.imagery.drivers import is_remote
 from satseg.imagery.labels import Geometries
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
-from satseg.learning.budget import Estimate, check_room, choose_tiles, disk_bytes, estimate
+from satseg.learning.budget import Estimate, automatic_batch, check_room, choose_tiles, disk_bytes, estimate
 from satseg.learning.bundle import Model, resolve_device
 from satseg.learning.card import checksum
 from satseg.learning.engine import RowBand, Working, scan
@@ -41,8 +41,6 @@ from satseg.ledger import Ledger, identity_of
 from satseg.progress import Progress
 from satseg.specs import suggest
 from satseg.vector.finish import Cleaning
-
-GPU_BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +131,7 @@ class DetectOptions:
             amp=self.amp,
             flips=self.tta == "d4",
             devices=devices,
-            batch_size=self.batch_size or (GPU_BATCH if on_gpu else 1),
+            batch_size=self.batch_size or 1,
             readers=max(1, cores // 2),
             strips_ahead=2 if on_gpu else 1,
             bands_ahead=1 if on_gpu else 0,
@@ -193,6 +191,8 @@ class Detection:
             model, scene, window, wanted, working, halo=chosen_halo(model, options.halo), tile=options.tile,
             max_memory=options.max_memory,
         )  # fmt: skip
+        if options.batch_size is None:
+            working = replace(working, batch_size=automatic_batch(model, plan, working.devices))
         aoi = None if options.aoi is None else area_of_interest(options.aoi, scene)
         return cls(model, scene, plan, wanted, working, options, memory, aoi)
 

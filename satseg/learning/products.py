@@ -246,7 +246,7 @@ def _writer(name: str, path: Path, making: Making, *, overwrite: bool) -> Raster
 
 def mask_of(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return what codes (K, h, W) say of being inside: 1, 0, or 255 where not valid."""
-    mask = (codes != OUTSIDE).view(np.uint8)
+    mask: NDArray[np.uint8] = (codes != OUTSIDE).view(np.uint8)
     invalid = codes[0] == INVALID  # what is not valid is so for all classes
     if invalid.any():
         mask[:, invalid] = INVALID
