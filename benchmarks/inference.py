@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.chain import trained
 from benchmarks.timing import Cost, Costs, Goal, Report, Run, interleave, measure, parse, rounded
+from satseg import train
 from satseg.imagery.labels import rasterize
 from satseg.learning.bundle import Model, load_model
 from satseg.learning.card import Architecture
 from satseg.learning.runtimes import agreement, make_runtime
 from satseg.specs import ClassItem
-from satseg.synthetic.scene import SYNTHETIC_CLASSES, SyntheticScene, make_scene
+from satseg.synthetic.scene import SYNTHETIC_CLASSES, SyntheticScene, make_scene, write_scene
 
 EAGER = "eager float32"
 ENGINES = {
@@ -50,7 +50,7 @@ MINUTES, QUICK_MINUTES = 2.0, 0.2
 CHIP, BATCH, RATE = 256, 4, 2e-3
 OURS, THEIRS = "default UNet", "ResNet-18 UNet"
 RESNET_CLASSES = (*SYNTHETIC_CLASSES, "anything", "nothing")
-WEIGHTS = "resnet18.pt"
+MODEL, WEIGHTS = "model.safetensors", "resnet18.pt"
 PREPARED: dict[str, tuple[Model, list[Tensor], Callable[[Tensor], Tensor]]] = {}
 """What this process has been prepared for."""
 
@@ -149,7 +149,7 @@ def prepare(network: str, name: str, folder: Path, threads: int) -> None:
     """Make this process ready to run `network` on the engine called `name` alone."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    model = load_model(folder / "model.safetensors", "cpu")
+    model = load_model(folder / MODEL, "cpu")
     if network == THEIRS:
         unet = resnet_unet()
         unet.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
@@ -204,7 +204,9 @@ def goals(network: str, engines: Sequence[Engine]) -> list[Goal]:
 def prepared_files(options: argparse.Namespace, folder: Path) -> tuple[Model, list[tuple[int, ...]]]:
     """Train both networks and save them and the tiles in `folder`; return satseg's model and the tiles' shapes."""
     minutes = QUICK_MINUTES if options.quick else MINUTES
-    model = load_model(trained(folder, minutes), "cpu")
+    data = write_scene(make_scene(1), folder, stem="learn")
+    train([data], output=folder / MODEL, minutes=minutes, classes=SYNTHETIC_CLASSES, device="cpu")
+    model = load_model(folder / MODEL, "cpu")
     torch.save(train_resnet(model, minutes).state_dict(), folder / WEIGHTS)
     return model, save_tiles(model, folder, QUICK_TILE if options.quick else TILE)
 
