@@ -8,12 +8,11 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
-from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satseg.errors import UsageError
-from satseg.vector.finish import Cleaning, Measure, clean, repair, simplify
+from satseg.vector.finish import Cleaning, Measure, clean, fill_holes, repair, simplify
 from satseg.vector.trace import OutlineTracer
 
 UNITS = Measure(None, (0, 0, 100, 100))
@@ -27,14 +26,17 @@ def array(*geometries: Any) -> np.ndarray:
     return out
 
 
+def outlined(labels: np.ndarray) -> np.ndarray:
+    tracer = OutlineTracer(labels.shape[1])
+    return np.concatenate([part.geometries() for part in (tracer.feed(labels), tracer.finish())])
+
+
 def traced(seed: int, values: int, *, dense: bool = False, scale: float = 1.0) -> np.ndarray:
     """Outlines of blocks of noise."""
     rng = np.random.default_rng(seed)
     coarse = np.kron(rng.integers(0, values, (9, 11)), np.ones((4, 4), int))
     pixels = np.where(rng.random((36, 44)) < 0.15, rng.integers(0, values, (36, 44)), coarse)
-    tracer = OutlineTracer(44)
-    tracer.feed(pixels.astype(np.uint8))
-    polygons = tracer.outlines().geometries(Affine.identity())
+    polygons = outlined(pixels.astype(np.uint8))
     polygons = shapely.segmentize(polygons, 1.0) if dense else polygons
     return shapely.transform(polygons, lambda points: points * scale)
 
@@ -94,6 +96,23 @@ def test_small_holes_are_filled_and_their_islands_taken_in() -> None:
     polygons, kept = clean(array(RING, ISLAND), UNITS, min_hole_m2=4.5)
     assert kept.tolist() == [0]
     assert shapely.equals(polygons[0], shapely.box(0, 0, 10, 10))
+
+
+def test_filled_holes_are_told_with_their_owners() -> None:
+    box = shapely.box(20, 0, 30, 10)
+    polygons, holes, owners = fill_holes(array(box, RING), UNITS, [5.0, 4.5])
+    assert polygons[0] is box
+    assert shapely.equals(polygons[1], shapely.box(0, 0, 10, 10))
+    assert shapely.equals(holes[0], shapely.box(4, 4, 6, 6))
+    assert owners.tolist() == [1]
+    assert [len(part) for part in fill_holes(array(box, RING), UNITS, 4.0)] == [2, 0, 0]
+
+
+def test_a_polygon_whose_middle_is_its_own_small_hole_stays() -> None:
+    middle = shapely.difference(shapely.box(0, 0, 9, 9), shapely.box(4, 1, 5, 8))
+    polygons, kept = clean(array(middle), UNITS, min_hole_m2=8.0)
+    assert kept.tolist() == [0]
+    assert polygons[0].area == 81
 
 
 def test_holes_as_large_as_the_least_and_larger_stay() -> None:
@@ -158,9 +177,7 @@ def test_simplified_islands_stay_in_their_lakes(seed: int) -> None:
 
 def test_steps_of_a_slanting_edge_become_a_line_within_a_pixel() -> None:
     stairs = np.tril(np.ones((40, 40), np.uint8))
-    tracer = OutlineTracer(40)
-    tracer.feed(stairs)
-    polygons = tracer.outlines().geometries(Affine.identity())
+    polygons = outlined(stairs)
     simple = simplify(polygons, UNITS, 1.0)
     assert shapely.get_num_coordinates(simple[0]) < 12 < shapely.get_num_coordinates(polygons[0])
     assert shapely.hausdorff_distance(simple[0], polygons[0]) <= 1.0

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from satseg.imagery.writer import write_raster
 from satseg.raster import Raster
 from satseg.vector import polygonize as polygonize_module
 from satseg.vector.features import read_features, write_features
-from satseg.vector.polygonize import polygonize, polygonize_file
+from satseg.vector.polygonize import polygonize, polygonize_file, polygonize_to_file
 
 TRANSFORMS = {
     "north-up": (Affine(0.3, 0, 500_000, 0, -0.3, 5_000_000), 32633),
@@ -242,8 +244,70 @@ def test_some_bands_of_a_file_and_scaled_scores(tmp_path: Path) -> None:
     assert code_of(polygonize_file, tmp_path / "none.tif") == "E-IN-101"
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".shp", ".parquet"])
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize("sizes", [{}, {"min_area_m2": 0.3, "min_hole_m2": 0.6}, {"simplify_m": 0.4}])
+def test_a_file_is_written_with_the_features_of_the_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, values: bool, sizes: dict[str, float]
+) -> None:
+    monkeypatch.setattr(polygonize_module, "STRIP_PIXELS", 31 * 16)
+    grid = grid_of("rotated", 70)
+    data = np.random.default_rng(0).integers(0, 3, (2, *grid.shape)).astype(np.uint8)
+    write_raster(Raster(data, grid, ("b", "a"), noise(grid, bands=1, share=0.9)[0]), tmp_path / "m.tif")
+    marks = np.random.default_rng(1).random((2, *grid.shape)).astype(np.float32)
+    write_raster(Raster(marks, grid, ("a", "b")), tmp_path / "s.tif")
+    options = {"values": values, "scores_path": tmp_path / "s.tif", **sizes}
+    layer = polygonize_file(tmp_path / "m.tif", **options)
+    counts = polygonize_to_file(tmp_path / "m.tif", tmp_path / f"out{suffix}", **options)
+    assert list(counts) == (["1", "2"] if values else ["b", "a"])
+    assert counts == layer.class_name.value_counts().to_dict()
+    back = read_features(tmp_path / f"out{suffix}")
+    keys = ["class_name", "wkb", "class_id", "area_m2", "score"]
+    one, other = (
+        table.assign(wkb=table.normalize().to_wkb()).sort_values(keys[:2], ignore_index=True)[keys]
+        for table in (back, layer)
+    )
+    pandas.testing.assert_frame_equal(one, other, rtol=1e-12)  # a shapefile has 15 decimals
+
+
+def test_classes_without_a_feature_are_counted_too(tmp_path: Path) -> None:
+    grid = grid_of("north-up")
+    mask = np.zeros((3, *grid.shape), np.uint8)
+    mask[1, 3:6, 4:9] = 1
+    write_raster(Raster(mask, grid, ("a", "b", "c")), tmp_path / "m.tif")
+    assert polygonize_to_file(tmp_path / "m.tif", tmp_path / "o.fgb") == {"a": 0, "b": 1, "c": 0}
+    assert polygonize_to_file(tmp_path / "m.tif", tmp_path / "c.csv", bands=["c"]) == {"c": 0}
+    assert polygonize_to_file(tmp_path / "m.tif", tmp_path / "v.csv", bands=[1], values=True) == {}
+    assert len(read_features(tmp_path / "v.csv")) == 0
+    assert code_of(polygonize_to_file, tmp_path / "m.tif", tmp_path / "o.fgb") == "E-OUT-003"
+    assert code_of(polygonize_to_file, tmp_path / "m.tif", tmp_path / "o.foo") == "E-USE-221"
+
+
+def test_a_damaged_mask_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polygonize_module, "STRIP_PIXELS", 31 * 16)
+    grid = grid_of("north-up", 2000, 300)
+    write_raster(Raster(noise(grid), grid, ("a", "b")), tmp_path / "m.tif")
+    raw = (tmp_path / "m.tif").read_bytes()
+    (tmp_path / "m.tif").write_bytes(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2))
+    assert code_of(polygonize_to_file, tmp_path / "m.tif", tmp_path / "o.gpkg") == "E-IN-201"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.tif"]
+
+
+def test_a_band_is_valid_where_it_is_itself(tmp_path: Path) -> None:
+    grid = grid_of("north-up")
+    mask = np.ones((2, *grid.shape), np.uint8)
+    mask[0, :10] = 255
+    with rasterio.open(
+        tmp_path / "m.tif", "w", driver="GTiff", height=grid.height, width=grid.width, count=2, dtype="uint8",
+        nodata=255, crs=grid.crs, transform=grid.transform,
+    ) as out:  # fmt: skip
+        out.write(mask)
+    pixels = (polygonize_file(tmp_path / "m.tif").area_m2 / grid.pixel_area_m2()).round().tolist()
+    assert pixels == [14 * 31, 24 * 31]
+
+
 def test_a_flood_of_polygons_is_told(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(polygonize_module, "FLOOD", 5)
+    monkeypatch.setattr("satseg.vector.polygonizer.FLOOD", 5)
     polygonize(noise(grid_of("north-up")), grid=grid_of("north-up"))
     assert "noise? A minimum area" in caplog.text
 

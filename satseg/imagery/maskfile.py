@@ -81,8 +81,22 @@ class MaskFile:
             Blocks of the file are damaged.
         """
         window = self.grid.window if window is None else window
-        places = self.indexes(bands)
-        numbers = [place + 1 for place in places]
+        data, masks = self.read_planes(window, bands)
+        valid = np.all(masks, axis=0)
+        names = tuple(self.names[place] for place in self.indexes(bands))
+        return Raster(np.where(valid, data, data.dtype.type(0)), self.grid.crop(window), names, valid)
+
+    def read_planes(
+        self, window: Window, bands: Sequence[int | str] | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the pixels of `window` and where each band is valid, (K, h, W) each, read in one go.
+
+        Raises
+        ------
+        InputError
+            Blocks of the file are damaged.
+        """
+        numbers = [place + 1 for place in self.indexes(bands)]
         try:
             with gdal_env():
                 data = self._dataset.read(numbers, window=window)
@@ -94,9 +108,7 @@ class MaskFile:
                 code="E-IN-201",
                 path=self.path,
             ) from error
-        valid = np.all(masks, axis=0)
-        names = tuple(self.names[place] for place in places)
-        return Raster(np.where(valid, data, data.dtype.type(0)), self.grid.crop(window), names, valid)
+        return data, np.array(masks, bool).reshape(data.shape)
 
     def _valid(self, number: int, band: NDArray[Any], window: Window) -> NDArray[np.bool_]:
         flags = self._dataset.mask_flag_enums[number - 1]

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyproj
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
-from satseg.crs import Bounds, CRSLike, metric_crs, same_crs, to_pyproj
+from satseg.crs import Bounds, CRSLike, metric_crs, same_crs, transformer
 from satseg.errors import UsageError
 
 Geometries = NDArray[np.object_]
@@ -92,8 +91,7 @@ class Measure:
 def _moved(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -> Geometries:
     if source is None or target is None or same_crs(source, target):
         return polygons
-    mover = pyproj.Transformer.from_crs(to_pyproj(source), to_pyproj(target), always_xy=True)
-    moved: Geometries = shapely.transform(polygons, mover.transform, interleaved=False)
+    moved: Geometries = shapely.transform(polygons, transformer(source, target).transform, interleaved=False)
     return moved
 
 
@@ -161,28 +159,49 @@ def clean(
         The place of each in the input.
     """
     kept = np.arange(len(polygons))
-    least, hole = (np.broadcast_to(_less_rounding(size), kept.shape) for size in (min_area_m2, min_hole_m2))
-    if np.any(hole > 0):
-        groups = np.zeros_like(kept) if groups is None else groups
-        polygons, kept = _fill_holes(polygons, measure, groups, hole)
+    least = np.broadcast_to(less_rounding(min_area_m2), kept.shape)
+    groups = np.zeros_like(kept) if groups is None else groups
+    whole, holes, owners = fill_holes(polygons, measure, min_hole_m2)
+    if len(holes):
+        inside = shapely.STRtree(shapely.point_on_surface(polygons))
+        hole, island = inside.query(holes, predicate="contains")
+        kept = np.setdiff1d(kept, island[groups[island] == groups[owners[hole]]])
+        polygons = whole[kept]
     if np.any(least > 0):
         large = measure.areas(polygons) >= least[kept]
         polygons, kept = polygons[large], kept[large]
     return polygons, kept
 
 
-def _less_rounding(size: ArrayLike) -> NDArray[np.float64]:
+def less_rounding(size: ArrayLike) -> NDArray[np.float64]:
     """Return `size` less the rounding of an area, so that 4 pixels of 0.25 m2 do reach 1 m2."""
     return np.asarray(size, dtype=np.float64) * (1 - 1e-9)
 
 
-def _fill_holes(
-    polygons: Geometries, measure: Measure, groups: NDArray[np.integer[Any]], least: NDArray[np.float64]
-) -> tuple[Geometries, NDArray[np.int64]]:
-    everything = np.arange(len(polygons))
-    holed = np.flatnonzero(shapely.get_num_interior_rings(polygons) > 0)
+def fill_holes(
+    polygons: Geometries, measure: Measure, min_hole_m2: ArrayLike
+) -> tuple[Geometries, Geometries, NDArray[np.int64]]:
+    """Return the polygons without their small holes, and these.
+
+    Parameters
+    ----------
+    polygons : ndarray of Polygon, (P,)
+    measure : Measure
+    min_hole_m2 : float, or (P,)
+        Square metres; holes as large stay.
+
+    Returns
+    -------
+    polygons : ndarray of Polygon, (P,)
+    holes : ndarray of Polygon, (Q,)
+        The small holes, filled themselves.
+    owners : ndarray of int64, (Q,)
+        The place of the polygon that each was in.
+    """
+    least = np.broadcast_to(less_rounding(min_hole_m2), polygons.shape)
+    holed = np.flatnonzero((least > 0) & (shapely.get_num_interior_rings(polygons) > 0))
     if not len(holed):
-        return polygons, everything
+        return polygons, np.empty(0, object), np.empty(0, np.int64)
     kind, coords, (ring_starts, polygon_starts) = shapely.to_ragged_array(polygons[holed])
     rings = shapely.from_ragged_array(kind, coords, (ring_starts, np.arange(len(ring_starts))))
     owner = np.repeat(holed, np.diff(polygon_starts))
@@ -195,13 +214,9 @@ def _fill_holes(
         coords[np.repeat(~small, lengths)],
         (np.concatenate([[0], np.cumsum(lengths[~small])]), polygon_starts - dropped[polygon_starts]),
     )
-    inside = shapely.STRtree(shapely.point_on_surface(polygons))
-    hole, island = inside.query(rings[small], predicate="contains")
-    islands = island[groups[island] == groups[owner[small][hole]]]
     polygons = polygons.copy()
     polygons[holed] = whole
-    kept = np.setdiff1d(everything, islands)
-    return polygons[kept], kept
+    return polygons, rings[small], owner[small]
 
 
 def simplify(polygons: Geometries, measure: Measure, tolerance_m: float) -> Geometries:

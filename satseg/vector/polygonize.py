@@ -1,13 +1,14 @@
 """Masks to features: polygons exactly along pixel edges, with class, mean score and square metres.
 
-The pixels of each band are traced row by row (`satseg.vector.trace`), from an array or straight
-from a file of any size; both ways give the same layer. Pixels belong together when they share an
-edge; holes are kept; every polygon is valid; burning the polygons back restores the mask exactly.
+A mask comes from an array or from a file of any size, some rows of all bands at a time; features go
+into one layer, or as they come into a file. All ways give the same features (`satseg.vector.polygonizer`).
+Pixels belong together when they share an edge; holes are kept; every polygon is valid; burning the
+polygons back restores the mask exactly. A layer in memory is sorted by band; a file gets features in
+the order in which rows finish them, for only so can it be written while the mask is read.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,8 +17,6 @@ from typing import Any
 
 import geopandas
 import numpy as np
-import shapely
-from affine import Affine
 from numpy.typing import ArrayLike, NDArray
 from rasterio.windows import Window
 
@@ -27,38 +26,90 @@ from satseg.grid import Grid
 from satseg.imagery.maskfile import MaskFile
 from satseg.imagery.writer import open_mask
 from satseg.raster import Raster, as_planes
-from satseg.vector.features import as_features
-from satseg.vector.finish import Cleaning, Geometries, Measure, clean, simplify
-from satseg.vector.trace import Outlines, OutlineTracer
+from satseg.vector.finish import Cleaning
+from satseg.vector.layers import Finished, PlaneCode
+from satseg.vector.polygonizer import Batch, Planes, Polygonizer
+from satseg.vector.stream import FeatureWriter
+
+__all__ = ["polygonize", "polygonize_file", "polygonize_to_file", "Polygonizer", "PlaneCode"]
 
 PathLike = str | os.PathLike[str]
-Strip = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.floating[Any]] | None]
-"""Some rows of one band: pixels (h, W), where they are valid (h, W), their scores (h, W)."""
+Sizes = float | Mapping[str, float]
 STRIP_PIXELS = 2**21
-"""Pixels traced at a time: a few megabytes of working memory, and rows long enough for numpy."""
+"""Pixels traced at a time, all bands together: a few megabytes of working memory, and rows enough for numpy."""
 MAX_WHOLE = 2.0**53
 """Beyond this a float is always a whole number and says nothing."""
-FLOOD = 1_000_000
-"""More polygons of one band than this are more likely noise than things."""
-log = logging.getLogger(__name__)
+SCORE_ONE = 2**30
+"""Scores are summed as whole numbers of 2**-30, so that sums are exact whatever their order."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Plane:
-    """One band on its way to polygons."""
+class Strip:
+    """Some rows of all bands.
 
-    name: str
+    Parameters
+    ----------
+    pixels : ndarray, (K, h, W)
+    valid : ndarray of bool, (K, h, W)
+    scores : ndarray of float, (K, h, W), or None
+    """
+
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+    scores: NDArray[np.floating[Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A mask on its way to features."""
+
+    names: Sequence[str]
+    planes: Planes
     strips: Iterable[Strip]
+    values: bool
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield what is finished, strip after strip, and then the rest."""
+        for strip in self.strips:
+            weights = None if strip.scores is None else [_weights(plane) for plane in strip.scores]
+            yield self.planes.feed_labels(_labels(strip, values=self.values), weights)
+        yield self.planes.finish()
+
+    def layer(self) -> geopandas.GeoDataFrame:
+        """Return all features, band after band."""
+        parts = list(self.batches())
+        found, planes = Finished.joined([part for part, _ in parts]), np.concatenate([place for _, place in parts])
+        order = np.argsort(planes, kind="stable")
+        return self.planes.features((found[order], planes[order]))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """The polygons of one band, (P,) each."""
+class _Source:
+    """A mask file, and the file of its scores."""
 
-    class_ids: NDArray[np.int64]
-    class_names: NDArray[np.object_]
-    scores: NDArray[np.float64]
-    polygons: Geometries
+    path: PathLike
+    bands: Sequence[int | str] | None
+    scores_path: PathLike | None
+    score_scale: float
+    src_crs: CRSLike | None
+
+    def open(
+        self, stack: ExitStack, *, values: bool, cleaning: Cleaning, class_ids: Mapping[str, int] | Sequence[int] | None
+    ) -> _Job:
+        """Return the job; `stack` closes the files."""
+        mask = stack.enter_context(open_mask(self.path, src_crs=self.src_crs))
+        indexes = mask.indexes(self.bands)
+        scores, channels = None, [0] * mask.count
+        if self.scores_path is not None:
+            scores = stack.enter_context(open_mask(self.scores_path, src_crs=self.src_crs))
+            channels = _score_channels(scores.names, scores.grid, mask.names, mask.grid)
+        strips = _file_strips(mask, indexes, scores, [channels[k] for k in indexes], self.score_scale)
+        names = [mask.names[k] for k in indexes]
+        scored = scores is not None
+        planes = _planes(
+            names, mask.grid, values=values, scored=scored, cleaning=cleaning, class_ids=class_ids
+        )
+        return _Job(names, planes, strips, values)
 
 
 def polygonize(
@@ -68,8 +119,8 @@ def polygonize(
     names: Sequence[str] | None = None,
     values: bool = False,
     scores: Raster | None = None,
-    min_area_m2: float | Mapping[str, float] = 0.0,
-    min_hole_m2: float | Mapping[str, float] = 0.0,
+    min_area_m2: Sizes = 0.0,
+    min_hole_m2: Sizes = 0.0,
     simplify_m: float = 0.0,
     class_ids: Mapping[str, int] | Sequence[int] | None = None,
 ) -> geopandas.GeoDataFrame:
@@ -115,9 +166,12 @@ def polygonize(
     raster = _as_raster(mask, grid, names)
     if scores is not None:
         scores = _matching_scores(scores, raster)
-    planes = [_Plane(name, _array_strips(raster, scores, k)) for k, name in enumerate(raster.names)]
     cleaning = Cleaning(min_area_m2, min_hole_m2, simplify_m)
-    return _layer(planes, raster.grid, values=values, cleaning=cleaning, class_ids=class_ids)
+    scored = scores is not None
+    planes = _planes(
+        raster.names, raster.grid, values=values, scored=scored, cleaning=cleaning, class_ids=class_ids
+    )
+    return _Job(raster.names, planes, _array_strips(raster, scores), values).layer()
 
 
 def polygonize_file(  # noqa: PLR0913  each is an option of the command line or of detection
@@ -127,8 +181,8 @@ def polygonize_file(  # noqa: PLR0913  each is an option of the command line or 
     values: bool = False,
     scores_path: PathLike | None = None,
     score_scale: float = 1.0,
-    min_area_m2: float | Mapping[str, float] = 0.0,
-    min_hole_m2: float | Mapping[str, float] = 0.0,
+    min_area_m2: Sizes = 0.0,
+    min_hole_m2: Sizes = 0.0,
     simplify_m: float = 0.0,
     class_ids: Mapping[str, int] | Sequence[int] | None = None,
     src_crs: CRSLike | None = None,
@@ -157,18 +211,65 @@ def polygonize_file(  # noqa: PLR0913  each is an option of the command line or 
     GridError, BandError, UsageError
         As in `polygonize`.
     """
+    source = _Source(path, bands, scores_path, score_scale, src_crs)
+    cleaning = Cleaning(min_area_m2, min_hole_m2, simplify_m)
     with ExitStack() as stack:
-        mask = stack.enter_context(open_mask(path, src_crs=src_crs))
-        indexes = mask.indexes(bands)
-        scores, channels = None, [0] * mask.count
-        if scores_path is not None:
-            scores = stack.enter_context(open_mask(scores_path, src_crs=src_crs))
-            channels = _score_channels(scores.names, scores.grid, mask.names, mask.grid)
-        planes = [
-            _Plane(mask.names[k], _file_strips(mask, k, scores, channels[k], score_scale)) for k in indexes
-        ]
-        cleaning = Cleaning(min_area_m2, min_hole_m2, simplify_m)
-        return _layer(planes, mask.grid, values=values, cleaning=cleaning, class_ids=class_ids)
+        return source.open(stack, values=values, cleaning=cleaning, class_ids=class_ids).layer()
+
+
+def polygonize_to_file(  # noqa: PLR0913  each is an option of the command line
+    path: PathLike,
+    output: PathLike,
+    *,
+    bands: Sequence[int | str] | None = None,
+    values: bool = False,
+    scores_path: PathLike | None = None,
+    score_scale: float = 1.0,
+    min_area_m2: Sizes = 0.0,
+    min_hole_m2: Sizes = 0.0,
+    simplify_m: float = 0.0,
+    class_ids: Mapping[str, int] | Sequence[int] | None = None,
+    src_crs: CRSLike | None = None,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write the features of a mask file to a file, holding neither as a whole; return the features per class.
+
+    Parameters
+    ----------
+    path : path-like
+        As in `polygonize_file`, like the arguments that are not named here.
+    output : path-like
+        As in `write_features`. Features come in the order in which rows finish them.
+    simplify_m : float
+        More than 0 needs all features at a time; so does `min_hole_m2` with `values`.
+    overwrite : bool
+        Whether existing files may be replaced.
+
+    Returns
+    -------
+    dict of class name to int
+        All bands in their order; with `values`, the values found, smallest first.
+
+    Raises
+    ------
+    InputError, GridError, BandError, UsageError
+        As in `polygonize_file`.
+    OutputError, CRSError
+        As in `write_features`, where it can be told before the work.
+    """
+    source = _Source(path, bands, scores_path, score_scale, src_crs)
+    cleaning = Cleaning(min_area_m2, min_hole_m2, simplify_m)
+    counts: dict[str, int] = {}
+    with ExitStack() as stack:
+        job = source.open(stack, values=values, cleaning=cleaning, class_ids=class_ids)
+        counts |= {} if values else dict.fromkeys(job.names, 0)
+        out = stack.enter_context(FeatureWriter(output, crs=job.planes.grid.crs, overwrite=overwrite))
+        for batch in job.batches():
+            features = job.planes.features(batch)
+            out.write(features)
+            for name, count in features["class_name"].value_counts().items():
+                counts[str(name)] = counts.get(str(name), 0) + int(count)
+    return counts if not values else dict(sorted(counts.items(), key=lambda item: int(item[0])))
 
 
 def _as_raster(mask: Raster | ArrayLike, grid: Grid | None, names: Sequence[str] | None) -> Raster:
@@ -211,59 +312,42 @@ def _strip_windows(height: int, width: int, multiple: int = 1) -> Iterator[Windo
         yield Window(0, top, width, min(rows, height - top))
 
 
-def _array_strips(raster: Raster, scores: Raster | None, k: int) -> Iterator[Strip]:
-    for window in _strip_windows(*raster.grid.shape):
+def _array_strips(raster: Raster, scores: Raster | None) -> Iterator[Strip]:
+    count, height, width = raster.shape
+    for window in _strip_windows(height, width * max(1, count)):
         rows = slice(window.row_off, window.row_off + window.height)
-        yield raster.data[k, rows], raster.valid[rows], None if scores is None else scores.data[k, rows]
+        pixels = raster.data[:, rows]
+        valid = np.broadcast_to(raster.valid[rows], pixels.shape)
+        yield Strip(pixels, valid, None if scores is None else scores.data[:, rows])
 
 
 def _file_strips(
-    mask: MaskFile, k: int, scores: MaskFile | None, channel: int, scale: float
+    mask: MaskFile, indexes: Sequence[int], scores: MaskFile | None, channels: Sequence[int], scale: float
 ) -> Iterator[Strip]:
-    for window in _strip_windows(*mask.grid.shape, multiple=mask.block_rows):
-        part = mask.read(window, [k + 1])
+    height, width = mask.grid.shape
+    for strip in _strip_windows(height, width * max(1, len(indexes)), multiple=mask.block_rows):
+        window = Window(0, strip.row_off, width, strip.height)
+        pixels, valid = mask.read_planes(window, [k + 1 for k in indexes])
         marks = None
         if scores is not None:
-            marks = scores.read(window, [channel + 1]).data[0].astype(np.float32) * np.float32(scale)
-        yield part.data[0], part.valid, marks
+            found, known = scores.read_planes(window, [k + 1 for k in channels])
+            marks = np.where(known, found, 0).astype(np.float32) * np.float32(scale)
+        yield Strip(pixels, valid, marks)
 
 
-def _layer(
-    planes: Sequence[_Plane],
+def _planes(
+    names: Sequence[str],
     grid: Grid,
     *,
     values: bool,
+    scored: bool,
     cleaning: Cleaning,
     class_ids: Mapping[str, int] | Sequence[int] | None,
-) -> geopandas.GeoDataFrame:
-    measure = Measure(grid.crs, grid.bounds)
-    ids = _class_ids([plane.name for plane in planes], class_ids)
-    found = []
-    for plane in planes:
-        outlines = _trace(plane, grid.width, values=values)
-        # Only neighbours of different values share edges, which then need vertices where a third one begins.
-        polygons = _geometries(outlines, grid.transform, dense=values and cleaning.simplify_m > 0)
-        classes = None if values else (ids[plane.name], plane.name)
-        found.append(_cleaned(outlines, polygons, classes, measure, cleaning))
-        if len(found[-1].polygons) > FLOOD:
-            log.warning(
-                "%d polygons in band %s: noise? A minimum area keeps them out",
-                len(found[-1].polygons),
-                plane.name,
-            )
-    polygons = _joined([part.polygons for part in found])
-    return as_features(
-        polygons,
-        class_ids=_joined([part.class_ids for part in found]),
-        class_names=_joined([part.class_names for part in found]),
-        scores=_joined([part.scores for part in found]),
-        areas_m2=measure.areas(polygons),
-        crs=grid.crs,
-    )
-
-
-def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.empty(0, object)
+) -> Planes:
+    ids = _class_ids(names, class_ids)
+    classes = [None if values else (ids[name], name) for name in names]
+    score_of = [(0.0, 1 / SCORE_ONE)] * len(names) if scored else None
+    return Planes(grid, classes, cleaning=cleaning, score_of=score_of)
 
 
 def _class_ids(names: Sequence[str], given: Mapping[str, int] | Sequence[int] | None) -> dict[str, int]:
@@ -279,12 +363,12 @@ def _class_ids(names: Sequence[str], given: Mapping[str, int] | Sequence[int] | 
     return dict(zip(names, given, strict=True))
 
 
-def _trace(plane: _Plane, width: int, *, values: bool) -> Outlines:
-    tracer = OutlineTracer(width)
-    for pixels, valid, scores in plane.strips:
-        labels = _value_labels(pixels, valid) if values else ((pixels > 0) & valid).view(np.uint8)
-        tracer.feed(labels, scores)
-    return tracer.outlines()
+def _labels(strip: Strip, *, values: bool) -> list[NDArray[Any]]:
+    """Return the labels of each band, (h, W) each."""
+    bands = zip(strip.pixels, strip.valid, strict=True)
+    if values:
+        return [_value_labels(pixels, valid) for pixels, valid in bands]
+    return [((pixels > 0) & valid).view(np.uint8) for pixels, valid in bands]
 
 
 def _value_labels(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
@@ -302,36 +386,15 @@ def _value_labels(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any
     return labels.view(np.uint8) if labels.dtype == bool else labels
 
 
-def _geometries(outlines: Outlines, transform: Affine, *, dense: bool) -> Geometries:
-    """Return the polygons; `dense` ones have a vertex at every pixel corner they pass."""
-    if not dense:
-        return outlines.geometries(transform)
-    t = transform
-    fine = shapely.segmentize(outlines.geometries(Affine.identity()), 1.0)
-    moved: Geometries = shapely.transform(
-        fine, lambda c, r: (t.c + c * t.a + r * t.b, t.f + c * t.d + r * t.e), interleaved=False
-    )
-    return moved
+def _weights(scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return scores 0..1 as whole numbers of `SCORE_ONE`; NaN counts as 0.
 
-
-def _cleaned(
-    outlines: Outlines,
-    polygons: Geometries,
-    named: tuple[int, str] | None,
-    measure: Measure,
-    cleaning: Cleaning,
-) -> _Found:
-    """Give the polygons of one band their classes, `named` or by value, and clean them."""
-    labels, which = np.unique(outlines.values, return_inverse=True)
-    classes = [named if named else (int(label), str(int(label))) for label in labels]
-    sizes = np.array([cleaning.sizes(name) for _, name in classes]).reshape(-1, 2)[which]
-    polygons, kept = clean(polygons, measure, which, min_area_m2=sizes[:, 0], min_hole_m2=sizes[:, 1])
-    scores = np.full(len(outlines.pixels), np.nan)
-    if outlines.score_sums is not None:
-        scores = outlines.score_sums / outlines.pixels
-    return _Found(
-        class_ids=np.array([number for number, _ in classes], np.int64)[which[kept]],
-        class_names=np.array([name for _, name in classes], object)[which[kept]],
-        scores=scores[kept],
-        polygons=simplify(polygons, measure, cleaning.simplify_m),
-    )
+    Raises
+    ------
+    UsageError
+        A score is beyond 0..1 (E-USE-231).
+    """
+    known = np.nan_to_num(scores.astype(np.float64), nan=0.0)
+    if known.size and (known.min() < 0.0 or known.max() > 1.0):
+        raise UsageError(f"scores reach from {known.min():.4g} to {known.max():.4g}, not 0..1", code="E-USE-231")
+    return np.rint(known * SCORE_ONE).astype(np.int64)
