@@ -1,4 +1,4 @@
-"""`satseg polygonize`: a mask in, polygons out."""
+"""`satseg polygonize`: a mask in, polygons out, without holding either."""
 
 from __future__ import annotations
 
@@ -22,17 +22,13 @@ def command(
 ) -> None:  # fmt: skip
     """Turn the pixels > 0 of each band of MASK into polygons of that band's class.
 
-    A band's description is its class name. Edges run exactly along pixels; holes are kept.
+    A band's description is its class name. Edges run exactly along pixels; holes are kept. Masks of any
+    size take little memory; --simplify needs all polygons at a time.
     """
-    from satseg.imagery.writer import open_mask
-    from satseg.vector.features import check_target, write_features
-    from satseg.vector.polygonize import polygonize_file
+    from satseg.vector.polygonize import polygonize_to_file
 
-    with open_mask(mask, src_crs=src_crs) as opened:
-        check_target(output, crs=opened.grid.crs, overwrite=overwrite)
-    bands = None if band is None else [band]
-    features = polygonize_file(
-        mask, bands=bands, values=values, min_area_m2=min_area, simplify_m=simplify, src_crs=src_crs
-    )
-    write_features(features, output, overwrite=overwrite)
-    click.echo(f"{output}: {len(features)} features")
+    counts = polygonize_to_file(
+        mask, output, bands=None if band is None else [band], values=values, min_area_m2=min_area,
+        simplify_m=simplify, src_crs=src_crs, overwrite=overwrite,
+    )  # fmt: skip
+    click.echo(f"{output}: {sum(counts.values())} features")
