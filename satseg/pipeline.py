@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import geopandas
 
-from satseg.errors import OutputError, UsageError
+from satseg.errors import InputError, OutputError, UsageError
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
 from satseg.learning.budget import Estimate
@@ -235,8 +235,12 @@ def _run(
     if resume:
         ready = ready.like(Ledger.header_of(place))
     with Ledger.open(place, ready.header(targets), resume=resume) as ledger:
-        with Products(ready.making(), targets, collect=collect, overwrite=overwrite) as products:
-            ready.run_with(ledger, products, progress)
+        try:
+            with Products(ready.making(), targets, collect=collect, overwrite=overwrite) as products:
+                ready.run_with(ledger, products, progress)
+        except InputError:  # the scene must change, and a run with another scene is another run
+            ledger.discard()
+            raise
         ledger.discard()
     return products
 

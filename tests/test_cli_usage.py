@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_replaced_whole_stays(capfd, town, tmp_path, monke
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyogrio.write_dataframe", full)
+    monkeypatch.setattr("pyogrio.raw.write_arrow", full)
     said = command_of(capfd)("detect", town / "model.safetensors", town / "a.tif", "-o", target, "--overwrite")
     assert said.status == 4
     assert "No space left" in said.err.splitlines()[-1]

@@ -14,6 +14,7 @@ from satseg.errors import (
     BandError,
     CRSError,
     DependencyError,
+    DeviceError,
     GridError,
     InputError,
     LabelError,
@@ -38,6 +39,7 @@ CONTRACT = {
     OutputError: (4, OSError),
     PartialError: (5, RuntimeError),
     DependencyError: (6, ImportError),
+    DeviceError: (1, MemoryError),
 }
 KINDS = pytest.mark.parametrize("kind", CONTRACT, ids=lambda kind: kind.__name__)
 
