@@ -90,9 +90,8 @@ def trace_rows(work: Work, runs: Runs, offsets: NDArray[np.int64], out: Output, 
 
 
 @entry
-def count_vertices(work: Work, runs: Runs, count: int) -> NDArray[np.int64]:
-    """Return how many vertices each region has, open ones and those of holes, (G,); `count` runs are the last row."""
-    counts = np.zeros(len(work.regions), np.int64)
+def count_vertices(work: Work, runs: Runs, count: int, counts: NDArray[np.int64]) -> None:
+    """Add to `counts`, (G,), the vertices of each region, those of holes too; `count` runs are the last row."""
     for i in range(count):
         if runs.label[i] != 0:
             region = runs.region[i]
@@ -104,7 +103,6 @@ def count_vertices(work: Work, runs: Runs, count: int) -> NDArray[np.int64]:
             while v != tail:
                 counts[region] += 1
                 v = work.vertices[v, NEXT]
-    return counts
 
 
 @helper
@@ -130,10 +128,10 @@ def _walk(work: Work, runs: Runs, out: Output, i: int, j: int, row: int) -> None
     """Go along the corners between two rows: join regions and chains."""
     start, label, region = runs.start, runs.label, runs.region
     width = len(work.ends) - 1
-    a = b = c = d = 0
-    tops: Open = (-1, -1)
+    a = b = c = d = 0 * label[i]  # of int64, lest all that follows is compiled for other numbers too
+    tops: Open = (a - 1, a - 1)
     while True:
-        col, below = start[i], start[j]
+        col, below = int(start[i]), int(start[j])
         if col == below:
             b, d = label[i], label[j]
             i, j = i + 1, j + 1
@@ -198,7 +196,7 @@ def _upper(work: Work, runs: Runs, out: Output, i: int, at: Corner, pixels: Pixe
             v = new_vertex(work, row, col)
             extend(work, tops[0], v)
             if closes(work, v, ends[col, HEAD]):
-                close_hole(work, out, root(work, runs.region[i - 1]), v, b)
+                close_hole(work, out, root(work, int(runs.region[i - 1])), v, b)
     elif b != 0:
         bottom = new_vertex(work, row, col)
         precede(work, bottom, ends[col, HEAD])
@@ -245,18 +243,18 @@ def _end_run(work: Work, runs: Runs, i: int, row: int, col: int, bottom: int) ->
 def root(work: Work, region: int) -> int:
     """Return the number that `region` goes by since it was merged."""
     while work.regions[region, PARENT] != region:
-        region = work.regions[region, PARENT]
+        region = int(work.regions[region, PARENT])
     return region
 
 
 @helper
 def _connect(work: Work, runs: Runs, i: int, j: int) -> None:
     """Join run j below to the region of run i above."""
-    region = root(work, runs.region[i])
+    region = root(work, int(runs.region[i]))
     if runs.region[j] < 0:
         runs.region[j] = region
         return
-    winner = root(work, runs.region[j])
+    winner = root(work, int(runs.region[j]))
     if winner != region:
         _merge(work, winner, region)
 
@@ -284,7 +282,7 @@ def _settle(work: Work, runs: Runs, below: int, end: int) -> None:
     merged, weighted = state[MERGED] >= 0, state[WEIGHTED] > 0
     for j in range(below, end):
         if runs.label[j] != 0:
-            region = runs.region[j]
+            region = int(runs.region[j])
             if region < 0:
                 region = _new_region(work)
                 runs.region[j] = region
@@ -294,7 +292,7 @@ def _settle(work: Work, runs: Runs, below: int, end: int) -> None:
             if weighted:
                 work.sums[region] += runs.weight[j]
     while state[MERGED] >= 0:
-        loser = state[MERGED]
+        loser = int(state[MERGED])
         state[MERGED] = work.regions[loser, LAST]
         _free_region(work, loser)
 
@@ -331,7 +329,7 @@ def _emit_closed(work: Work, runs: Runs, out: Output, above: int, below: int, ro
     for i in range(above, below):
         if state[CLOSED] == 0:
             return
-        region = runs.region[i]
+        region = int(runs.region[i])
         if runs.label[i] != 0 and work.regions[region, SHELL] >= 0:
             emit(work, out, region, runs.label[i], row)
             _free_region(work, region)

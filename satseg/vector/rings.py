@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satseg.vector.runs import helper
+from satseg.vector.runs import helper, part
 
 # Columns of Work.vertices. NEXT of a tail is its chain's head, MATE of a head its chain's tail; in a
 # closed hole MATE of the first vertex is the first one of the region's next hole.
@@ -132,7 +132,7 @@ def pair(work: Work, v: int, w: int) -> None:
     work.vertices[w, COL] |= TOUCHES
 
 
-@helper
+@part
 def measure(vertices: NDArray[np.int32], first: int) -> tuple[int, int, bool]:
     """Return a ring's number of vertices, of pixels (negative round a hole), and whether twins are on it."""
     count, doubled, touches = 0, 0, False
@@ -148,7 +148,7 @@ def measure(vertices: NDArray[np.int32], first: int) -> tuple[int, int, bool]:
             return count, doubled, touches
 
 
-@helper
+@part
 def close_hole(work: Work, out: Output, region: int, first: int, label: int) -> None:
     """Give `region` the ring that just closed, which may fall into several holes."""
     count, pixels, touches = measure(work.vertices, first)
@@ -158,7 +158,7 @@ def close_hole(work: Work, out: Output, region: int, first: int, label: int) -> 
         keep_hole(work, out, region, first, label, count, -pixels)
 
 
-@helper
+@part
 def keep_hole(work: Work, out: Output, region: int, first: int, label: int, count: int, pixels: int) -> None:
     """Put a hole at the end of the list of `region`, and report a small one."""
     regions, state = work.regions, work.state
@@ -176,7 +176,7 @@ def keep_hole(work: Work, out: Output, region: int, first: int, label: int, coun
         out.hole_rings[state[HOLES]] = state[HOLE_COORDS] = end
 
 
-@helper
+@part
 def split(work: Work, out: Output, region: int, first: int, label: int) -> int:
     """Split a closed ring where it touches itself; keep the holes, return a vertex of the shell (or -1).
 
@@ -205,7 +205,7 @@ def split(work: Work, out: Output, region: int, first: int, label: int) -> int:
             return shell
 
 
-@helper
+@part
 def _swap_twins(vertices: NDArray[np.int32], twins: NDArray[np.int32], first: int) -> None:
     """Swap the successors of twins that are both on the ring; the others' are parted for good."""
     v = first
@@ -231,7 +231,7 @@ def _swap_twins(vertices: NDArray[np.int32], twins: NDArray[np.int32], first: in
             return
 
 
-@helper
+@part
 def _claim(vertices: NDArray[np.int32], first: int) -> None:
     """Note that the vertices of a new ring belong to one."""
     v = first
@@ -242,7 +242,7 @@ def _claim(vertices: NDArray[np.int32], first: int) -> None:
             return
 
 
-@helper
+@part
 def write_ring(
     vertices: NDArray[np.int32], first: int, coords: NDArray[np.float64], begin: int, place: NDArray[np.float64]
 ) -> tuple[int, int, int, bool]:
@@ -272,16 +272,16 @@ def write_ring(
 def emit(work: Work, out: Output, region: int, label: int, row: int) -> None:
     """Write the polygon of a region whose shell has closed, and free its vertices."""
     vertices, state, regions = work.vertices, work.state, work.regions
-    shell: int = regions[region, SHELL]
+    shell = int(regions[region, SHELL])
     begin = state[COORDS]
     end, last, pixels, touches = write_ring(vertices, shell, out.coords, begin, out.place)
     if touches:
         shell = split(work, out, region, shell, label)
         end, last, pixels, _ = write_ring(vertices, shell, out.coords, begin, out.place)
     release(work, out, shell, last, end)
-    hole: int = regions[region, FIRST]
+    hole = int(regions[region, FIRST])
     while hole >= 0:
-        after = vertices[hole, MATE]
+        after = int(vertices[hole, MATE])
         end, last, less, _ = write_ring(vertices, hole, out.coords, state[COORDS], out.place)
         pixels += less
         release(work, out, hole, last, end)

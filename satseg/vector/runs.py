@@ -22,11 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-BYTES = np.uint64(0x0101010101010101)
-"""Times a byte, eight of it."""
+BYTE, LOWEST = np.uint64(8), np.uint64(255)
+"""Bits of a byte; the lowest byte of a word."""
 FILES = [Path(__file__).with_name(f"{name}.py") for name in ("runs", "rings", "kernels")]
 SOURCES = zlib.crc32(b"".join(file.read_bytes() for file in FILES))
 """Checksum of the compiled files."""
+BARE: dict[str, Any] = {"_nrt": False}
+"""Without counting references to arrays, which would take six times as long as the tracing: none are made."""
+INNER: dict[str, Any] = BARE | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Of functions that compiled ones alone call."""
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +76,8 @@ class _Notice(numba.core.event.Listener):
         """Pass over the end, which the abstract class asks for."""
 
 
-numba.core.event.register("numba:compile", _Notice())  # type: ignore[no-untyped-call]  # numba has no types
+register: Any = numba.core.event.register  # typed in no release of numba or in few
+register("numba:compile", _Notice())
 
 
 def entry(function: Function) -> Function:
@@ -82,15 +87,20 @@ def entry(function: Function) -> Function:
     """
     function.__qualname__ = f"{function.__qualname__}_{SOURCES:08x}"
     try:
-        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+        return cast(Function, numba.njit(cache=True, nogil=True, **BARE)(function))
     except RuntimeError as error:  # no folder to write to, neither beside the file nor of the user
         log.warning("the compiled outline tracer cannot be kept, so that every process compiles it: %s", error)
-        return cast(Function, numba.njit(nogil=True)(function))
+        return cast(Function, numba.njit(nogil=True, **BARE)(function))
 
 
 def helper(function: Function) -> Function:
     """Return `function` compiled into each function that calls it."""
-    return cast(Function, numba.njit(forceinline=True)(function))
+    return cast(Function, numba.njit(forceinline=True, **INNER)(function))
+
+
+def part(function: Function) -> Function:
+    """Return `function` compiled once for all that call it."""
+    return cast(Function, numba.njit(**INNER)(function))
 
 
 @entry
@@ -99,7 +109,6 @@ def code_runs(
     words: NDArray[np.uint64],
     lead: int,
     tables: NDArray[np.int64],
-    weighted: bool,
     runs: Runs,
     offsets: NDArray[np.int64],
     width: int,
@@ -110,57 +119,73 @@ def code_runs(
     ----------
     codes : ndarray of uint8, (rows * width,)
     words : ndarray of uint64
-        The same memory from byte `lead` on, eight bytes a number.
+        The same bytes from `lead` on, eight to a number, the first one lowest.
     tables : ndarray of int64, (2, 256)
         Label and weight of each byte.
-    weighted : bool
-        Whether weights are to be summed.
     runs : Runs
         Filled from offsets[0] on.
     offsets : ndarray of int64, (rows + 1,)
         Where each row starts among the runs; all but the first are filled in.
     """
     for row in range(len(offsets) - 1):
-        offsets[row + 1] = _code_row(codes, words, lead, tables, weighted, runs, offsets[row], row * width, width)
+        end = _code_starts(codes, words, lead, runs.start, offsets[row], row * width, width)
+        offsets[row + 1] = _code_labels(codes, tables, runs, offsets[row], end, row * width, width)
 
 
 @helper
-def _code_row(
+def _code_starts(
     codes: NDArray[np.uint8],
     words: NDArray[np.uint64],
     lead: int,
-    tables: NDArray[np.int64],
-    weighted: bool,
-    runs: Runs,
+    start: NDArray[np.int32],
     at: int,
     first: int,
     width: int,
 ) -> int:
-    code = codes[first]
-    label = tables[0, code]
-    total = 0
-    runs.start[at], runs.label[at] = 0, label
-    place, end = first, first + width
-    while place < end:
-        stop = min(end, place + 8 - ((place - lead) & 7))
-        if stop - place == 8 and words[(place - lead) >> 3] == np.uint64(code) * BYTES:
-            total += 8 * tables[1, code]
-            place = stop
+    """Write where codes change in a row, its first column included; return the end."""
+    start[at] = 0
+    at += 1
+    col = 1
+    # Columns are written at every pixel and kept where codes change: a branch would be guessed wrong at most runs.
+    while col < width:
+        place = first + col
+        if (place - lead) & 7 or col + 8 > width:
+            start[at] = col
+            at += codes[place] != codes[place - 1]
+            col += 1
             continue
-        while place < stop:
-            if codes[place] != code:
-                code = codes[place]
-                if tables[0, code] != label:
-                    label = tables[0, code]
-                    runs.weight[at] = total
-                    total = 0
-                    at += 1
-                    runs.start[at], runs.label[at] = place - first, label
-            if weighted:
-                total += tables[1, code]
-            place += 1
-    runs.weight[at] = total
-    runs.start[at + 1], runs.label[at + 1], runs.weight[at + 1] = width, 0, 0
+        word = words[(place - lead) >> 3]
+        changes = word ^ ((word << BYTE) | np.uint64(codes[place - 1]))
+        if changes != 0:
+            for k in range(8):
+                start[at] = col + k
+                at += (changes >> np.uint64(8 * k)) & LOWEST != 0
+        col += 8
+    return at
+
+
+@helper
+def _code_labels(
+    codes: NDArray[np.uint8],
+    tables: NDArray[np.int64],
+    runs: Runs,
+    at: int,
+    end: int,
+    first: int,
+    width: int,
+) -> int:
+    """Give the runs their labels and weights, join those of one label, and end the row; return its end."""
+    start, label, weight = runs.start, runs.label, runs.weight
+    start[end] = width
+    label[at], weight[at] = tables[0, codes[first]], 0
+    for k in range(at, end):
+        begin = start[k]
+        code = codes[first + begin]
+        if tables[0, code] != label[at]:
+            at += 1
+            start[at], label[at], weight[at] = begin, tables[0, code], 0
+        weight[at] += (start[k + 1] - begin) * tables[1, code]
+    start[at + 1], label[at + 1], weight[at + 1] = width, 0, 0
     return at + 2
 
 

@@ -11,6 +11,7 @@ grow inside compiled code (numba's typed lists cost more per vertex than all the
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -51,6 +52,8 @@ BLOCK_PIXELS = 2**18
 """Pixels made into runs at a time: what fits the cache."""
 SPARE = 2**10
 """Vertices and regions there is room for at first."""
+WRITTEN = [COORDS, RINGS, POLYGONS, HOLE_COORDS, HOLES]
+"""How much is written, among the numbers of Work.state."""
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +95,8 @@ class Sweep:
             flat.flags.writeable = False  # always, for numba compiles anew for the other kind
             lead = -flat.__array_interface__["data"][0] % 8
             words = flat[lead : max(lead, lead + (flat.size - lead) // 8 * 8)].view(np.uint64)
-            code_runs(flat, words, lead, tables, weighted, self._runs, offsets, self._width)
+            words = words if sys.byteorder == "little" else words.byteswap()
+            code_runs(flat, words, lead, tables, self._runs, offsets, self._width)
 
         return self._feed(len(codes), find, weighted=weighted)
 
@@ -165,13 +169,22 @@ class Sweep:
             count = max(int(state[REGIONS]) + runs, 2 * len(work.regions))
             regions = _grown(work.regions, count, state[TOP_REGION])
             self._work = work._replace(regions=regions, sums=_grown(work.sums, count, state[TOP_REGION]))
-        rings = vertices // 4 + 1
-        needed = (vertices + rings, rings + 1, vertices + rings if state[HOLE_PX] else 0)
-        room = (len(self._out.coords), min(len(self._out.rings), len(self._out.polygons)), len(self._out.hole_coords))
-        if state[COORDS] or state[HOLES]:
+        self._make_output(vertices, vertices // 4 + 1)
+
+    def _make_output(self, vertices: int, rings: int) -> None:
+        """Make room for so many vertices and rings more: set what is written aside, then make more if need be."""
+        coords, made, polygons, hole_coords, holes = self._work.state[WRITTEN].tolist()
+        small = self._work.state[HOLE_PX] > 0
+        needed = (vertices + rings, rings + 1, vertices + rings if small else 0)
+        out = self._out
+        room = (len(out.coords), min(len(out.rings), len(out.polygons)), len(out.hole_coords))
+        filled = (coords, max(made, polygons), max(hole_coords, 5 * holes))
+        if all(more + used <= has for more, used, has in zip(needed, filled, room, strict=True)):
+            return
+        if coords or hole_coords:
             self._parts.append(self._written())
-        if any(most > has for most, has in zip(needed, room, strict=True)):
-            self._out = self._output(*(max(2 * most, has) for most, has in zip(needed, room, strict=True)))
+        if any(more > has for more, has in zip(needed, room, strict=True)):
+            self._out = self._output(*(max(2 * more, has) for more, has in zip(needed, room, strict=True)))
 
     def _output(self, coords: int, rings: int, hole_coords: int) -> Output:
         """Return room for so many coordinates, rings, and coordinates of holes."""
@@ -190,8 +203,8 @@ class Sweep:
     def _written(self) -> Outlines:
         """Return what is written in the output, which is empty after that."""
         state, out = self._work.state, self._out
-        coords, rings, polygons, hole_coords, holes = state[[COORDS, RINGS, POLYGONS, HOLE_COORDS, HOLES]].tolist()
-        state[[COORDS, RINGS, POLYGONS, HOLE_COORDS, HOLES]] = 0
+        coords, rings, polygons, hole_coords, holes = state[WRITTEN].tolist()
+        state[WRITTEN] = 0
         if 2 * coords > len(out.coords):
             self._out = self._output(len(out.coords), len(out.rings), len(out.hole_coords))
             corners = out.coords[:coords]
@@ -217,7 +230,8 @@ class Sweep:
     def _cut(self) -> None:
         """End the polygons that hold too many vertices above the next row: a row without height lacks them."""
         runs, count = self._runs, self._above
-        counts = count_vertices(self._work, runs, count)
+        counts = np.zeros(len(self._work.regions), np.int64)
+        count_vertices(self._work, runs, count, counts)
         labels, regions = runs.label[:count], runs.region[:count]
         over = (labels != 0) & (counts[regions] > self._max_vertices)
         if not over.any():
