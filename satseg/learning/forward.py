@@ -129,6 +129,7 @@ class Forward:
         self._crop = model.network.crop
         self._compiled = runtime.device.type == "cpu"
         self._largest: int | None = None
+        self._held = (np.empty((0, 0, 0, 0), np.float32), np.empty((0, 0, 0), bool))
 
     @torch.inference_mode()
     def __call__(self, batch: Sequence[Piece]) -> None:
@@ -183,9 +184,14 @@ class Forward:
         """Normalised pixels (B, C, H, W), channels last, and where they are valid (B, H, W), on the CPU."""
         read = batch[0].tile.read
         shape = (len(batch), round(read.height), round(read.width))
-        image, valid = np.zeros((*shape, len(self._bands["low"])), np.float32), np.zeros(shape, bool)
+        if self._held[1].shape != shape:  # new memory costs more than filling it
+            self._held = np.empty((*shape, len(self._bands["low"])), np.float32), np.empty(shape, bool)
+        image, valid = self._held
         for number, piece in enumerate(batch):
-            for data, usable, rows, cols in piece.view.parts(piece.tile.read):
+            parts = list(piece.view.parts(piece.tile.read))
+            if sum(known.size for _, known, _, _ in parts) < valid[number].size:
+                image[number], valid[number] = 0.0, False
+            for data, usable, rows, cols in parts:
                 pack(data, usable, self._bands, image[number, rows, cols])
                 valid[number, rows, cols] = usable
         return torch.from_numpy(image).permute(0, 3, 1, 2), valid

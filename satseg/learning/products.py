@@ -234,7 +234,7 @@ def _writer(name: str, path: Path, making: Making, *, overwrite: bool) -> Raster
     if name == "mask":
         return RasterWriter(
             path, grid=making.grid, names=making.names, dtype="uint8", nodata=INVALID, overwrite=overwrite,
-            overviews=max(making.grid.shape) > PLAIN_PX,
+            overviews=max(making.grid.shape) > PLAIN_PX, compress="zstd",
         )  # fmt: skip
     kind = "uint8" if name == "entropy" else making.score_type
     names = (ENTROPY_BAND,) if name == "entropy" else making.names
