@@ -25,7 +25,7 @@ DOORS = {
     "safetensors": {"learning/bundle.py"},
     "pyogrio": {
         "vector/features.py", "vector/formats.py", "vector/sinks.py", "vector/written.py", "pipeline.py", "cli/env.py",
-    },  # fmt: skip
+    },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

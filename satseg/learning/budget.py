@@ -41,8 +41,8 @@ LARGE_READ_COST = 0.25
 """Twice as many pixels in a read make each dearer by this share: 1.06 to 1.36 CPU-s per Mpx from 0.6 to 3.1 Mpx."""
 AIM_BYTES, MEMORY_COST = 700 * MIB, 0.15
 """Memory beside what the process has that tiles are chosen for, and the work done rather than take twice as much."""
-SIDES = (64, 2048)
-"""Least and greatest side of a tile that is looked at; steps of the least, rounded to the stride."""
+LEAST_SIDE, SIDE_STEP, MOST_SIDE = 64, 128, 2048
+"""Sides of tiles that are looked at, rounded to the stride."""
 STRIP_ROWS, ALIGN_LIMIT = 256, 1024
 FIXED_BYTES = 160 * MIB
 """Compiled loops, GDAL's block cache, open outlines, and features waiting to be written."""
@@ -115,7 +115,7 @@ def choose_tiles(
         `max_memory` is less than the smallest tiles take (E-USE-060).
     """
     memory = _Memory(model, scene, wanted, working)
-    cells = _sides(window, model.stride) if tile is None else [(tile, tile)]
+    cells = _sides(window) if tile is None else [(tile, tile)]
     best: tuple[tuple[float, ...], TilePlan, int] | None = None
     for height, width in cells:
         plan = plan_tiles(scene.grid, tile=height, tile_width=width, halo=halo, window=window, align=model.stride)
@@ -135,14 +135,12 @@ def choose_tiles(
     return plan, needed
 
 
-def _sides(window: Window, stride: int) -> Iterable[tuple[int, int]]:
+def _sides(window: Window) -> Iterable[tuple[int, int]]:
     """Heights and widths of tiles worth a look, for an area of this size."""
-    step = max(1, SIDES[0] // stride) * stride
-    lengths = []
-    for length in (window.height, window.width):
-        longest = -(-min(length, SIDES[1]) // step) * step
-        lengths.append(range(step, longest + step, step))
-    heights, widths = lengths
+    heights, widths = (
+        [side for side in (LEAST_SIDE, *range(SIDE_STEP, MOST_SIDE + 1, SIDE_STEP)) if side < length + SIDE_STEP]
+        for length in (window.height, window.width)
+    )
     return product(heights, widths)
 
 
