@@ -262,7 +262,7 @@ class Detection:
                      "crs": None if grid.crs is None else describe(grid.crs)},
             "area": [place.row_off, place.col_off, place.height, place.width],
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
-            "thresholds": [float(level) for level in options.thresholds(self.model)],
+            "thresholds": [round(float(level), 6) for level in options.thresholds(self.model)],
             "options": {"engine": options.engine, "amp": options.amp, "tta": options.tta,
                         "min_area": options.min_area, "simplify": options.simplify,
                         "score_type": options.score_type},
