@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
+from unittest import mock
 
 import numba
 import numpy as np
@@ -344,6 +345,25 @@ def test_only_polygons_that_are_too_large_are_cut() -> None:
     assert (cut.values == 3).sum() == 1
     assert (cut.values == 5).sum() == 3
     assert cut.bottoms.tolist() == [256, 512, 600, 600]
+
+
+@settings(max_examples=60, deadline=None)
+@given(pixels=labels, most=st.integers(1, 30), rows=st.integers(1, 3), strip=st.integers(1, 5))
+def test_pieces_are_valid_and_cover_the_same_pixels(pixels: np.ndarray, most: int, rows: int, strip: int) -> None:
+    with mock.patch("satseg.vector.sweep.CUT_ROWS", rows):
+        cut = trace(pixels, pixels, strip=strip, max_vertices=most, hole_px=3)
+        check_equal(trace(pixels, pixels, max_vertices=most, hole_px=3), cut)
+    assert shapely.is_valid(cut.geometries()).all()
+    numbers = burnt(cut, pixels.shape)
+    np.testing.assert_array_equal(numbers >= 0, pixels > 0)
+    np.testing.assert_array_equal(cut.values[numbers[numbers >= 0]], pixels[numbers >= 0])
+    np.testing.assert_array_equal(cut.pixels, np.bincount(numbers[numbers >= 0], minlength=len(cut.values)))
+    np.testing.assert_array_equal(cut.sums, cut.pixels * cut.values)
+
+
+def test_more_vertices_than_there_are_numbers_for_are_refused() -> None:
+    with mock.patch("satseg.vector.sweep.MOST_VERTICES", 5000), pytest.raises(GridError, match="open at row"):
+        trace(np.indices((4, 4000)).sum(axis=0) % 2)
 
 
 def test_nothing_is_nothing() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from satseg.errors import GridError
 from satseg.vector.kernels import count_vertices, trace_rows
 from satseg.vector.outlines import Holes, Outlines, joined, nothing
 from satseg.vector.rings import (
@@ -50,6 +51,8 @@ CUT_ROWS = 256
 """Polygons are cut above multiples of this row only, so that strips do not matter."""
 BLOCK_PIXELS = 2**18
 """Pixels made into runs at a time: what fits the cache."""
+MOST_VERTICES = 2**31 - 1
+"""Vertices have numbers of 31 bits; as many take 40 GB."""
 SPARE = 2**10
 """Vertices and regions there is room for at first."""
 WRITTEN = [COORDS, RINGS, POLYGONS, HOLE_COORDS, HOLES]
@@ -68,7 +71,7 @@ class Sweep:
         self._place = np.array(transform[:6], np.float64)
         state = np.zeros(STATES, np.int64)
         state[[FREE, FREE_REGION, MERGED]] = -1
-        state[HOLE_PX] = hole_px
+        state[HOLE_PX] = min(hole_px, 2**62)
         self._work = Work(
             vertices=np.empty((SPARE, 4), np.int32),
             twins=np.empty(SPARE, np.int32),
@@ -161,7 +164,11 @@ class Sweep:
         work, state = self._work, self._work.state
         vertices = self.live + 4 * runs
         if vertices > len(work.vertices):
-            count = max(vertices, 2 * len(work.vertices))
+            count = min(max(vertices, 2 * len(work.vertices)), MOST_VERTICES)
+            if count < vertices:
+                raise GridError(
+                    f"{vertices} vertices are open at row {self.row}", hint="cut the raster", code="E-GRID-209"
+                )
             self._work = work = work._replace(
                 vertices=_grown(work.vertices, count, state[TOP]), twins=_grown(work.twins, count, state[TOP])
             )

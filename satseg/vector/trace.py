@@ -102,7 +102,7 @@ class OutlineTracer:
         Raises
         ------
         GridError
-            Arrays of another shape (E-GRID-207), or too many rows (E-GRID-208).
+            Arrays of another shape (E-GRID-207), too many rows (E-GRID-208) or open vertices (E-GRID-209).
         UsageError
             Labels or weights that are no whole numbers or beyond int64 (E-USE-241), weights with some
             strips only (E-USE-242), or rows after the end (E-USE-243).
