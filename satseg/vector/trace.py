@@ -57,7 +57,7 @@ class OutlineTracer:
     GridError
         `width` is negative or beyond 2**30 - 1 (E-GRID-206).
     UsageError
-        `hole_px` is negative, or `max_vertices` below 1 (E-USE-240).
+        `hole_px` is negative, or `max_vertices` below 1 (E-USE-250).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class OutlineTracer:
         if not 0 <= width <= MAX_WIDTH:
             raise GridError(f"cannot trace {width} columns", hint="0 to 2**30 - 1 can be", code="E-GRID-206")
         if hole_px < 0 or max_vertices < 1:
-            raise UsageError(f"hole_px={hole_px}, max_vertices={max_vertices}: too small", code="E-USE-240")
+            raise UsageError(f"hole_px={hole_px}, max_vertices={max_vertices}: too small", code="E-USE-250")
         from satseg.vector.sweep import Sweep  # numba takes half a second to import
 
         self._sweep = Sweep(width, transform, hole_px=hole_px, max_vertices=max_vertices)
@@ -104,8 +104,8 @@ class OutlineTracer:
         GridError
             Arrays of another shape (E-GRID-207), too many rows (E-GRID-208) or open vertices (E-GRID-209).
         UsageError
-            Labels or weights that are no whole numbers or beyond int64 (E-USE-241), weights with some
-            strips only (E-USE-242), or rows after the end (E-USE-243).
+            Labels or weights that are no whole numbers or beyond int64 (E-USE-251), weights with some
+            strips only (E-USE-252), or rows after the end (E-USE-253).
         """
         self._admit(labels, weighted=weights is not None)
         if weights is not None and weights.shape != labels.shape:
@@ -130,7 +130,7 @@ class OutlineTracer:
         """
         self._admit(codes, weighted=True)
         if codes.dtype != np.uint8:
-            raise UsageError(f"codes of {codes.dtype} are not uint8", code="E-USE-241")
+            raise UsageError(f"codes of {codes.dtype} are not uint8", code="E-USE-251")
         for table in (labels, weights):
             if table.shape != (256,):
                 raise GridError(f"a table of shape {table.shape} is not (256,)", code="E-GRID-207")
@@ -140,7 +140,7 @@ class OutlineTracer:
     def finish(self) -> Outlines:
         """Return what is still open at the bottom; the tracer is used up."""
         if self._used_up:
-            raise UsageError("the tracer was finished before", hint="make another", code="E-USE-243")
+            raise UsageError("the tracer was finished before", hint="make another", code="E-USE-253")
         self._used_up = True
         return self._sweep.finish()
 
@@ -148,9 +148,9 @@ class OutlineTracer:
         if rows.ndim != 2 or rows.shape[1] != self._width:
             raise GridError(f"rows of shape {rows.shape} are not {self._width} columns wide", code="E-GRID-207")
         if self._used_up:
-            raise UsageError("rows fed after the last ones", hint="make another tracer", code="E-USE-243")
+            raise UsageError("rows fed after the last ones", hint="make another tracer", code="E-USE-253")
         if self._weighted not in (None, weighted):
-            raise UsageError("weights are given with some strips only", code="E-USE-242")
+            raise UsageError("weights are given with some strips only", code="E-USE-252")
         if self.rows + len(rows) > MAX_ROWS:
             raise GridError(f"more than {MAX_ROWS} rows", code="E-GRID-208")
         self._weighted = weighted
@@ -159,7 +159,7 @@ class OutlineTracer:
 def _whole(numbers: NDArray[Any]) -> NDArray[Any]:
     """Return `numbers`, which int64 can hold."""
     if numbers.dtype.kind not in "biu":
-        raise UsageError(f"labels or weights of {numbers.dtype} are no whole numbers", code="E-USE-241")
+        raise UsageError(f"labels or weights of {numbers.dtype} are no whole numbers", code="E-USE-251")
     if numbers.dtype == np.uint64 and numbers.size and numbers.max() > WHOLE.max:
-        raise UsageError(f"{numbers.max()} is beyond {WHOLE.max}", hint="number labels anew", code="E-USE-241")
+        raise UsageError(f"{numbers.max()} is beyond {WHOLE.max}", hint="number labels anew", code="E-USE-251")
     return numbers
