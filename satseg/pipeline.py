@@ -212,7 +212,7 @@ def _prepared(
     for path in (targets.mask, targets.scores, targets.entropy):
         if path is not None:
             check_raster_target(path, overwrite=overwrite)
-    check_distinct(targets.paths, inputs=work.paths)
+    check_distinct(targets.paths, inputs=[*work.paths, *([os.fspath(options.aoi)] if options.aoi else [])])
     wanted = Wanted(
         thresholds=options.thresholds(loaded),
         scores=options.score_type if targets.scores is not None else None,

@@ -90,6 +90,7 @@ def test_unknown_suffixes_are_refused_with_the_list(refused, name):
         ("train --data {t}/a.tif {t}/a.gpkg", "E-USE-000"),
         ("detect {t}/model.safetensors {t}/a.tif", "E-USE-000"),
         ("detect {t}/model.safetensors -o {o}/x.gpkg", "E-USE-000"),
+        ("detect {t}/model.safetensors {t}/a.tif --aoi {t}/a.gpkg -o {t}/a.gpkg --overwrite", "E-USE-012"),
         ("rasterize {t}/a.gpkg --like {t}/a.tif -o {o}/x.png", "E-USE-209"),
         ("rasterize {t}/a.gpkg --like {t}/a.tif -o {t}/a.tif --overwrite", "E-USE-012"),
         ("rasterize {t}/a.gpkg -o {o}/x.tif", "E-USE-000"),
