@@ -330,7 +330,7 @@ def _same_run(target: Path, folder: Path, given: JsonValue) -> str:
     if words := list(differences(stored, given)):
         raise UsageError(
             f"the unfinished run of {target} is another: {'; '.join(words)}",
-            hint="--overwrite starts anew",
+            hint="leave out --resume to start anew",
             code="E-USE-030",
         )
     return digest_of(stored)

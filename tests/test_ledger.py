@@ -318,7 +318,7 @@ def test_each_difference_of_the_header_is_named(target: Path, old: Any, new: Any
     with pytest.raises(UsageError, match="is another: ") as caught:
         Ledger.open(target, new, resume=True)
     assert words in caught.value.message
-    assert (caught.value.code, caught.value.hint) == ("E-USE-030", "--overwrite starts anew")
+    assert (caught.value.code, caught.value.hint) == ("E-USE-030", "leave out --resume to start anew")
     assert sorted(path.name for path in folder.iterdir()) == before
     with Ledger.open(target, old, resume=True) as ledger:  # the refused one has let go of the lock
         assert ledger.finished == 2
