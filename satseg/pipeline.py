@@ -180,7 +180,7 @@ def detect_to_file(  # noqa: PLR0913  each is an option of the command line
     Parameters
     ----------
     announce : callable, optional
-        Told what the detection will take, before it starts; costs two small passes through the network.
+        Told what the detection will take, before it starts; costs a few small passes through the network.
 
     Returns
     -------
