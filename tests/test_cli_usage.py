@@ -56,6 +56,7 @@ def refused(capfd, town, tmp_path):
         ("--threshold 0", "E-USE-021", "between 0 and 1"),
         ("--threshold nan", "E-USE-021", "between 0 and 1"),
         ("--threshold 0.99999999", "E-USE-021", "between 0 and 1"),  # 1 as a float32
+        ("--threshold 1e300", "E-USE-021", "between 0 and 1"),
         ("--threshold 1e-46", "E-USE-021", "between 0 and 1"),
         ("--tta d8", "E-USE-000", "d4"),
         ("--bounds 1 2 3", "E-USE-000", "4 arguments"),

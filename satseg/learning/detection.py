@@ -98,7 +98,9 @@ class DetectOptions:
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
                 raise UsageError(f"{name} {getattr(self, name)!r} is not {words}", code="E-USE-021")
-        if self.threshold is not None and not 0 < np.float32(self.threshold) < 1:  # as it is compared
+        if self.threshold is not None and not (
+            0 < self.threshold < 1 and 0 < np.float32(self.threshold) < 1  # as it is compared
+        ):
             raise UsageError(f"threshold {self.threshold} is not between 0 and 1", code="E-USE-021")
         for name, low in (("tile", 1), ("batch_size", 1), ("max_memory", 1), ("halo", 0)):
             value = getattr(self, name)
