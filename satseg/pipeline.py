@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import geopandas
 
 from satseg.errors import InputError, OutputError, UsageError
+from satseg.imagery.drivers import is_remote
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
 from satseg.learning.budget import Estimate
@@ -238,8 +239,10 @@ def _run(
         try:
             with Products(ready.making(), targets, collect=collect, overwrite=overwrite) as products:
                 ready.run_with(ledger, products, progress)
-        except InputError:  # the scene must change, and a run with another scene is another run
-            ledger.discard()
+        except InputError:
+            # A file on disk must change, and a run with another scene is another run; a server may recover.
+            if not any(map(is_remote, ready.scene.paths)):
+                ledger.discard()
             raise
         ledger.discard()
     return products

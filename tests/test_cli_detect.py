@@ -169,10 +169,11 @@ def test_overwrite_replaces_and_resume_keeps(detect, town, tmp_path):
     assert target.read_bytes() != before
 
 
-def test_resume_makes_what_a_stopped_run_did_not_reach(detect, town, tmp_path):
+def test_resume_replaces_only_what_the_stopped_run_made(detect, town, tmp_path):
     target, mask = tmp_path / "found.gpkg", tmp_path / "mask.tif"
-    mask.write_bytes(b"finished before the run was stopped")
-    detect(town / "a.tif", "-o", target, "--mask", mask).refused(4, "E-OUT-003")
+    mask.write_bytes(b"of somebody else")
+    detect(town / "a.tif", "-o", target, "--mask", mask, "--resume").refused(4, "E-OUT-003")
+    mask.unlink()
     detect(town / "a.tif", "-o", target, "--mask", mask, "--resume").done()
     with rasterio.open(mask) as written:
         assert written.count == 2

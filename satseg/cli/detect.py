@@ -171,10 +171,8 @@ def _detect(
 
     given = {**options, "bounds": options["bounds"] or None}
     wanted = [target, *(Path(path) for path in (given["mask"], given["scores"], given["entropy"]) if path)]
-    if given["resume"] and Ledger.header_of(target) is None:
-        if all(map(os.path.exists, wanted)):
-            return f"{target}: kept"
-        given["overwrite"] |= not os.path.exists(target)  # it comes last: rasters without it are of a stopped run
+    if given["resume"] and Ledger.header_of(target) is None and all(map(os.path.exists, wanted)):
+        return f"{target}: kept"
 
     def announce(estimate: Estimate) -> None:
         click.echo(f"{scene.name}: {estimate}", err=True)

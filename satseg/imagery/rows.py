@@ -31,7 +31,7 @@ from satseg.imagery.mapping import Shift, relate
 from satseg.imagery.scene import _QUIET, Scene
 from satseg.imagery.strips import Strip, StripView, Validity, join_chunks
 
-__all__ = ["RowReader", "Strip", "StripView"]
+__all__ = ["RowReader", "Strip", "StripView", "area_layer", "inside_area"]
 
 STRIP_ROWS = 256
 """Small blocks are grouped to strips of about so many rows; blocks too tall to align to are cut to them."""
@@ -97,7 +97,7 @@ class RowReader:
         self.cols = _clipped(cols, scene.grid.width, "columns")
         self._scene, self._reader = scene, scene.reader()
         self._ahead, self._max_bytes = ahead, max_bytes
-        self._area = None if aoi is None else _area(aoi, scene.grid)
+        self._area = None if aoi is None else area_layer(aoi, scene.grid)
         self._cuts = _cuts(scene, align_limit)
         self._edges, self._chunks = _edges(scene, self._cuts, self.rows, self.cols)
         # Blocks that chunks have in common are decoded once as long as one thread reads those chunks.
@@ -198,16 +198,11 @@ class RowReader:
         return _Pending(data, tuple(chunks))
 
     def _wanted(self, window: Window) -> Validity:
-        """Return which pixels of `window` lie in the area of interest; in the caller's thread.
-
-        While it burns, rasterio changes the warning filters, which all threads share, and two threads that
-        do so at once leave them wrong for good: reading threads do not burn, nor do they open files meanwhile.
-        """
+        """Return which pixels of `window` lie in the area of interest; in the caller's thread."""
         if self._area is None:
             return True
-        with _QUIET:
-            plane = self._area.planes(self._scene.grid.crop(window))[0]
-        return True if plane.all() else plane != 0
+        inside = inside_area(self._area, self._scene.grid.crop(window))
+        return True if inside.all() else inside
 
     def _read(self, out: NDArray[Any], window: Window, wanted: Validity) -> Validity:
         """Read `window` into `out`, of which pixels not `wanted` are not valid; in a reading thread."""
@@ -336,7 +331,17 @@ def _clipped(span: range, size: int, what: str) -> range:
     return inside
 
 
-def _area(aoi: Geometries, grid: Grid) -> LabelLayer:
+def inside_area(area: LabelLayer, grid: Grid) -> NDArray[np.bool_]:
+    """Return which pixels of `grid` have their centre in `area`, (H, W).
+
+    While it burns, rasterio changes the warning filters, which all threads share, and two threads that
+    do so at once leave them wrong for good: reading threads do not burn, nor do they open files meanwhile.
+    """
+    with _QUIET:
+        return np.asarray(area.planes(grid)[0] != 0)
+
+
+def area_layer(aoi: Geometries, grid: Grid) -> LabelLayer:
     """Return the polygons of `aoi` as a layer that can be burnt window by window; lines cover no ground."""
     parts = shapely.get_parts(np.asarray(aoi, dtype=object).ravel())
     return LabelLayer(("aoi",), (parts[shapely.get_type_id(parts) == _POLYGON],), grid.crs)

@@ -165,7 +165,8 @@ class _Memory:
         self._ahead = working.strips_ahead * self._strip
         on_host = model.device.type == "cpu"
         per_input = len(scene.bands) * (4 if on_host else scene.dtype.itemsize)
-        self._input = (per_input + (activation_bytes(model) if on_host else 0)) * working.batch_size
+        at_once = working.batch_size * (max(1, len(working.devices)) if on_host else 1)
+        self._input = (per_input + (activation_bytes(model) if on_host else 0)) * at_once
         self.start = resident_bytes() + FIXED_BYTES
 
     def of(self, plan: TilePlan) -> int:
@@ -268,7 +269,8 @@ def estimate(
     made = Estimate(pixels=pixels, tiles=len(plan), work=work, memory_bytes=memory, disk_bytes=disk)
     if not timed:
         return made
-    speed = _probe(model, working) * (8 if working.flips else 1) / max(1, len(working.devices))
+    gpus = sum(device.type == "cuda" for device in working.devices)  # several times the CPU is no more of it
+    speed = _probe(model, working) * (8 if working.flips else 1) / max(1, gpus)
     return replace(made, seconds=speed * pixels * work)
 
 

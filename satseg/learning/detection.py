@@ -243,11 +243,12 @@ class Detection:
         for number in range(min(ledger.finished, count)):
             products.take(ledger.read(number))
             progress("resume", number + 1, ledger.finished, "")
-        with closing(self.bands(progress, first=ledger.finished)) as bands:
-            for band in bands:
-                if count > 1:  # a single band is computed again sooner than told from a damaged one
-                    ledger.append(band.planes)
-                products.take(band.planes)
+        if ledger.finished < count:
+            with closing(self.bands(progress, first=ledger.finished)) as bands:
+                for band in bands:
+                    if count > 1:  # a single band is computed again sooner than told from a damaged one
+                        ledger.append(band.planes)
+                    products.take(band.planes)
         products.finish(self.scene.name)
 
     def header(self, targets: Targets) -> dict[str, JsonValue]:
@@ -264,9 +265,12 @@ class Detection:
                      "crs": None if grid.crs is None else describe(grid.crs)},
             "area": [place.row_off, place.col_off, place.height, place.width],
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
-            "thresholds": [round(float(level), 6) for level in options.thresholds(self.model)],
-            "options": {"engine": options.engine, "amp": options.amp, "tta": options.tta,
-                        "min_area": options.min_area, "simplify": options.simplify,
+            "thresholds": {
+                name: round(float(level), 6)
+                for name, level in zip(self.model.classes, options.thresholds(self.model), strict=True)
+            },
+            "options": {"engine": options.engine, "device": self.working.devices[0].type, "amp": options.amp,
+                        "tta": options.tta, "min_area": options.min_area, "simplify": options.simplify,
                         "score_type": options.score_type},
             "outputs": {name: None if path is None else path.name for name, path in _named(targets)},
         }  # fmt: skip

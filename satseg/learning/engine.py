@@ -24,18 +24,22 @@ from functools import cache
 from queue import SimpleQueue
 from types import TracebackType
 
+import numpy as np
+import shapely
 import torch
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.grid import slices
-from satseg.imagery.labels import Geometries
-from satseg.imagery.rows import RowReader
+from satseg.grid import Grid, slices
+from satseg.imagery.labels import Geometries, LabelLayer
+from satseg.imagery.rows import RowReader, area_layer, inside_area
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import Tile, TilePlan, TileRow
 from satseg.learning.bundle import Model
 from satseg.learning.forward import Forward, Piece, Planes, Wanted
 from satseg.learning.runtimes import make_runtime
 from satseg.progress import Progress, silent
+from satseg.vector.layers import INVALID
 
 M_MMAP_THRESHOLD = -3
 LARGE_BLOCK_BYTES = 4 * 2**20
@@ -114,7 +118,8 @@ def scan(
         Of the scene's grid, aligned to the network's stride.
     wanted : Wanted
     aoi : ndarray of Polygon, optional
-        In the scene's CRS; pixels outside are not valid.
+        In the scene's CRS; results outside are not valid. What lies near it is looked at, so that the
+        results inside are those of the whole scene.
     first : int
         The row band to begin with; those above are not read.
 
@@ -128,7 +133,9 @@ def scan(
     _keep_heap_flat()
     rows = range(plan.window.row_off, plan.window.row_off + plan.window.height)
     total, done = float(len(rows) * plan.window.width), 0.0
-    with _Devices(model, wanted, working) as devices, _reader(scene, plan, working, aoi, first) as reader:
+    near = None if aoi is None else _widened(aoi, scene.grid, plan.halo + plan.align)
+    area = None if aoi is None else _Area(area_layer(aoi, scene.grid), scene.grid)
+    with _Devices(model, wanted, working, area) as devices, _reader(scene, plan, working, near, first) as reader:
         for band in _pipelined(devices, reader, plan, model.network.crop, working.bands_ahead, first):
             done = float((band.window.row_off + band.window.height - rows.start) * plan.window.width)
             progress("detect", done, total, "")
@@ -138,6 +145,23 @@ def scan(
 def beyond_grid(crop: int, stride: int) -> int:
     """Return how far reads go beyond the grid for a network that cuts `crop` pixels off each side."""
     return -(-crop // stride) * stride
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Area:
+    """The area of interest on the scene's grid."""
+
+    layer: LabelLayer
+    grid: Grid
+
+    def inside(self, window: Window) -> NDArray[np.bool_]:
+        return inside_area(self.layer, self.grid.crop(window))
+
+
+def _widened(aoi: Geometries, grid: Grid, margin: int) -> Geometries:
+    """Return `aoi` with all ground within `margin` pixels of it along rows and columns."""
+    wider: Geometries = shapely.buffer(aoi, margin * sum(grid.resolution))
+    return wider
 
 
 def _reader(scene: Scene, plan: TilePlan, working: Working, aoi: Geometries | None, first: int) -> RowReader:
@@ -179,26 +203,30 @@ class _Started:
     """A row band that devices are filling."""
 
     band: RowBand
+    outside: NDArray[np.bool_] | None
     batches: list[Future[None]] = field(default_factory=list)
 
     def result(self) -> RowBand:
-        """Return the band once it is full; raises what went wrong."""
+        """Return the band once it is full, not valid where it is `outside` (h, w); raises what went wrong."""
         for batch in self.batches:
             batch.result()
+        if self.outside is not None:
+            for plane in self.band.planes.values():
+                plane[:, self.outside] = np.nan if plane.dtype.kind == "f" else INVALID
         return self.band
 
 
 class _Devices:
     """A thread for each device, and the networks on them."""
 
-    def __init__(self, model: Model, wanted: Wanted, working: Working) -> None:
+    def __init__(self, model: Model, wanted: Wanted, working: Working, area: _Area | None) -> None:
         places = working.devices or (model.device,)
         self._free: SimpleQueue[Forward] = SimpleQueue()
         for place in places:
             runtime = make_runtime(model, engine=working.engine, amp=working.amp, device=place)
             self._free.put(Forward(model, runtime, wanted, flips=working.flips))
         self._pool = ThreadPoolExecutor(len(places), "satseg-network")
-        self._wanted, self._classes, self._batch = wanted, len(model.classes), working.batch_size
+        self._wanted, self._classes, self._batch, self._area = wanted, len(model.classes), working.batch_size, area
 
     def __enter__(self) -> _Devices:
         return self
@@ -215,8 +243,11 @@ class _Devices:
         read = tiles[0].read
         view = reader.window(read.row_off, read.row_off + read.height)
         planes = self._wanted.empty(self._classes, height=row.keep.height, width=row.keep.width)
-        started = _Started(RowBand(number, row.keep, planes))
+        outside = None if self._area is None else ~self._area.inside(row.keep)
+        started = _Started(RowBand(number, row.keep, planes), outside)
         live = (tile for tile in tiles if view.any_valid(tile.keep))
+        if outside is not None:
+            live = (tile for tile in live if not outside[slices(tile.keep, row.keep)].all())
         pieces = (Piece(tile, view, planes, *slices(tile.keep, row.keep)) for tile in live)
         for batch in _grouped(pieces, self._batch):
             started.batches.append(self._pool.submit(self._run, batch))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ class OnnxRuntime:
         options.enable_mem_pattern = False
         options.log_severity_level = ONLY_ERRORS
         providers = _providers(device, library.get_available_providers())
-        self._session = library.InferenceSession(onnx_bytes(model), options, providers=providers)
+        self._session = library.InferenceSession(_graph(model), options, providers=providers)
         self._run_options = library.RunOptions()
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -137,6 +138,18 @@ class OnnxRuntime:
         given = image.contiguous().cpu().numpy()
         (logits,) = self._session.run([OUTPUT], {INPUT: given}, self._run_options)
         return torch.from_numpy(logits).to(self.device)
+
+
+_GRAPHS: WeakKeyDictionary[torch.nn.Module, tuple[tuple[int, ...], bytes]] = WeakKeyDictionary()
+
+
+def _graph(model: Model) -> bytes:
+    """The model's ONNX graph, exported once for all devices and scenes while its weights stay as they are."""
+    state = tuple(weight._version for weight in model.network.state_dict().values())
+    known = _GRAPHS.get(model.network)
+    if known is None or known[0] != state:
+        known = _GRAPHS[model.network] = state, onnx_bytes(model)
+    return known[1]
 
 
 def _providers(device: torch.device, available: list[str]) -> list[object]:
@@ -169,7 +182,7 @@ class OpenvinoRuntime:
         core = library.Core()
         self._tensor = library.Tensor
         self._compiled = core.compile_model(
-            core.read_model(onnx_bytes(model)),
+            core.read_model(_graph(model)),
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": "bf16" if amp else "f32",
