@@ -33,7 +33,7 @@ from satseg.crs import CRSLike, describe, parse_crs, same_crs, to_pyproj
 from satseg.errors import GridError, OutputError, UsageError
 from satseg.grid import Grid, overlap, slices
 from satseg.imagery.drivers import choose_drivers
-from satseg.imagery.geotiff import BLOCK, Layout, blocks_are_there, free_value, rgba
+from satseg.imagery.geotiff import BLOCK, LEAST_CACHE, Layout, blocks_are_there, free_value, rgba
 from satseg.imagery.maskfile import MaskFile, band_names
 from satseg.imagery.scene import open_dataset
 from satseg.output import AtomicOutput, check_writable
@@ -86,6 +86,8 @@ class RasterWriter:
         Colour table of a single uint8 band.
     scale : float
         Value = stored x scale, noted in the file for its readers.
+    in_rows : bool
+        Windows come as whole rows of blocks, top down: no cache needs to hold unfinished ones.
 
     Raises
     ------
@@ -111,6 +113,7 @@ class RasterWriter:
     description: str | None = None
     colors: Mapping[int, str] | None = None
     scale: float = 1.0
+    in_rows: bool = False
     _state: _State = None  # type: ignore[assignment]  # set in __post_init__, never None after
 
     def __post_init__(self) -> None:
@@ -123,7 +126,8 @@ class RasterWriter:
         state = self._state
         with ExitStack() as stack:
             out = stack.enter_context(state.output)
-            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=state.layout.cache_bytes()))
+            cache = LEAST_CACHE if self.in_rows else state.layout.cache_bytes()
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
             with self._guard(), _quiet(self.grid):
                 state.dataset = rasterio.open(out.temporary, "w", **state.layout.profile())
             stack.callback(self._abandon)

@@ -24,6 +24,7 @@ import torch
 from rasterio.windows import Window
 
 from satseg.errors import OutputError, UsageError
+from satseg.imagery.geotiff import BLOCK
 from satseg.imagery.mapping import Shift, relate
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan, plan_tiles
@@ -39,11 +40,12 @@ READ_PX = {"cpu": 1_300_000, "cuda": 4_200_000}
 """Pixels of a tile's read beyond which a CPU's caches, or a GPU's memory, make each pixel dearer."""
 LARGE_READ_COST = 0.25
 """Twice as many pixels in a read make each dearer by this share: 1.06 to 1.36 CPU-s per Mpx from 0.6 to 3.1 Mpx."""
-AIM_BYTES, MEMORY_COST = 700 * MIB, 0.15
+AIM_BYTES, MEMORY_COST = 400 * MIB, 0.3
 """Memory beside what the process has that tiles are chosen for, and the work done rather than take twice as much."""
 LEAST_SIDE, SIDE_STEP, MOST_SIDE = 64, 128, 2048
 """Sides of tiles that are looked at, rounded to the stride."""
 STRIP_ROWS, ALIGN_LIMIT = 256, 1024
+LARGE_STRIP = 100 * MIB
 FIXED_BYTES = 160 * MIB
 """Compiled loops, GDAL's block cache, open outlines, and features waiting to be written."""
 MASK_SHARE, SCORE_SHARE = 0.1, 0.8
@@ -160,7 +162,9 @@ class _Memory:
 
     def __init__(self, model: Model, scene: Scene, wanted: Wanted, working: Working) -> None:
         self._pixel = len(scene.bands) * scene.dtype.itemsize + 1
-        self._planes = wanted.bytes_per_pixel(len(model.classes)) * (2 + working.bands_ahead)
+        pixel = wanted.bytes_per_pixel(len(model.classes))
+        self._planes = pixel * (2 + working.bands_ahead)
+        self._written = 2 * BLOCK * pixel  # of each column: rows of blocks that fill up, and their copy
         self._strip = strip_rows(scene)
         self._ahead = working.strips_ahead * self._strip
         on_host = model.device.type == "cpu"
@@ -175,7 +179,14 @@ class _Memory:
         rows = bands_held * min(plan.window.width + 2 * plan.halo, plan.width) * self._pixel
         planes = self._planes * min(plan.tile, plan.window.height) * plan.window.width
         tile = min(height, plan.height + plan.align) * min(width, plan.width + plan.align)
-        return int(self.start + rows + planes + self._input * tile)
+        return int(self.start + rows + planes + self._written * plan.window.width + self._input * tile)
+
+
+def strips_ahead(scene: Scene, working: Working) -> int:
+    """Return how many strips to read ahead: none on a CPU where one alone is large, as reading is no delay there."""
+    strip = strip_rows(scene) * scene.grid.width * len(scene.bands) * scene.dtype.itemsize
+    waits = all(device.type == "cpu" for device in working.devices)
+    return 0 if waits and strip > LARGE_STRIP else working.strips_ahead
 
 
 def strip_rows(scene: Scene) -> int:

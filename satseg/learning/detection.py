@@ -28,7 +28,15 @@ from satseg.imagery.drivers import is_remote
 from satseg.imagery.labels import Geometries
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
-from satseg.learning.budget import Estimate, automatic_batch, check_room, choose_tiles, disk_bytes, estimate
+from satseg.learning.budget import (
+    Estimate,
+    automatic_batch,
+    check_room,
+    choose_tiles,
+    disk_bytes,
+    estimate,
+    strips_ahead,
+)
 from satseg.learning.bundle import Model, resolve_device
 from satseg.learning.card import checksum
 from satseg.learning.engine import RowBand, Working, scan
@@ -189,6 +197,7 @@ class Detection:
             Options that make no sense for this model and scene.
         """
         window, working = options.window(scene), options.working(model)
+        working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(
             model, scene, window, wanted, working, halo=chosen_halo(model, options.halo), tile=options.tile,
             max_memory=options.max_memory,

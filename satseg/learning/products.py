@@ -163,7 +163,8 @@ class Products:
         codes = planes["codes"]
         self._any_valid = self._any_valid or bool((codes[0] != INVALID).any())
         if "mask" in self._rasters:
-            self._rasters["mask"].take(mask_of(codes))
+            for top in range(0, codes.shape[1], BLOCK):  # a copy of a row of blocks, not of the whole band
+                self._rasters["mask"].take(mask_of(codes[:, top : top + BLOCK]))
         for name in ("scores", "entropy"):
             if name in self._rasters:
                 self._rasters[name].take(planes[name])
@@ -234,13 +235,14 @@ def _writer(name: str, path: Path, making: Making, *, overwrite: bool) -> Raster
     if name == "mask":
         return RasterWriter(
             path, grid=making.grid, names=making.names, dtype="uint8", nodata=INVALID, overwrite=overwrite,
-            overviews=max(making.grid.shape) > PLAIN_PX, compress="zstd",
+            overviews=max(making.grid.shape) > PLAIN_PX, compress="zstd", in_rows=True,
         )  # fmt: skip
     kind = "uint8" if name == "entropy" else making.score_type
     names = (ENTROPY_BAND,) if name == "entropy" else making.names
     return RasterWriter(
         path, grid=making.grid, names=names, dtype=kind, nodata=INVALID if kind == "uint8" else np.nan,
         overwrite=overwrite, resampling="average", scale=1 / BYTE_STEPS if kind == "uint8" else 1.0,
+        in_rows=True,
     )  # fmt: skip
 
 
