@@ -15,22 +15,12 @@ import rasterio.shutil
 import satseg
 from satseg.cli.main import COMMANDS
 from satseg.demo import MINUTES, Demonstration
-from tests.commands import build_town, command_of, write_mask
+from tests.commands import write_mask
 from tests.factories import noise, write_tiff
 
 SCORE_KEYS = {
     "jaccard", "tp_m2", "fp_m2", "fn_m2", "pixel_jaccard", "truth_features", "predicted_features",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
-
-
-@pytest.fixture
-def run(capfd):
-    return command_of(capfd)
 
 
 # --- the whole

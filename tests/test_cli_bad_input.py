@@ -19,15 +19,10 @@ from affine import Affine
 from rasterio.control import GroundControlPoint
 
 import satseg
-from tests.commands import TINY, build_town, command_of, files_under, write_mask
+from tests.commands import TINY, command_of, files_under, write_mask
 from tests.factories import noise, north_up, write_tiff
 
 BANDS = ("red", "nir")
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +211,7 @@ def test_bands_in_another_order_are_found_by_name(capfd, town, tmp_path):
 
 # --- models
 
+
 @pytest.mark.parametrize(
     ("model", "code"),
     [
@@ -236,6 +232,7 @@ def test_what_is_no_model_is_refused_and_not_run(refused, bad, model, code):
 
 
 # --- labels
+
 
 @pytest.mark.parametrize(
     ("labels", "code", "said"),
@@ -299,6 +296,7 @@ def test_the_hint_on_a_missing_crs_works(capfd, town, tmp_path):
 
 
 # --- training data
+
 
 @pytest.mark.parametrize(
     ("data", "status", "code"),

@@ -10,32 +10,10 @@ import pytest
 import rasterio.warp
 
 import satseg
-from tests.commands import build_town, command_of, files_under, same_features
+from tests.commands import files_under, same_features
 from tests.factories import north_up, write_tiff
 
 BANDS = ("red", "nir")
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
-
-
-@pytest.fixture(scope="module")
-def expected(town):
-    """What the library finds in scene a."""
-    return satseg.detect(town / "model.safetensors", town / "a.tif")
-
-
-@pytest.fixture
-def run(capfd):
-    return command_of(capfd)
-
-
-@pytest.fixture
-def detect(run, town):
-    """Run `satseg detect` with the town's model."""
-    return lambda *args: run("detect", town / "model.safetensors", *args, "--device", "cpu")
 
 
 # --- one scene

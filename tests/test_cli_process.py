@@ -17,19 +17,9 @@ from satseg.cli import common
 from satseg.cli.main import main
 from satseg.cli.surroundings import drop_foreign_proj
 from satseg.output import AtomicOutput
-from tests.commands import TINY, build_town, command_of, files_under
+from tests.commands import TINY, files_under
 
 HEAVY = ("numpy", "rasterio", "torch", "geopandas", "shapely", "lightning", "pydantic")
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
-
-
-@pytest.fixture
-def run(capfd):
-    return command_of(capfd)
 
 
 def process(*args, env=(), **options):

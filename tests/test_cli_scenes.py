@@ -13,27 +13,7 @@ import shapely
 
 import satseg
 from satseg.ledger import Ledger
-from tests.commands import build_town, command_of, same_features
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
-
-
-@pytest.fixture(scope="module")
-def expected(town):
-    return satseg.detect(town / "model.safetensors", town / "a.tif")
-
-
-@pytest.fixture
-def run(capfd):
-    return command_of(capfd)
-
-
-@pytest.fixture
-def detect(run, town):
-    return lambda *args: run("detect", town / "model.safetensors", *args, "--device", "cpu")
+from tests.commands import same_features
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import tomllib
 
-import pytest
-
 from satseg.learning.bundle import read_card
-from tests.commands import TINY, build_town, command_of
+from tests.commands import TINY
 
 RUN = """
 [data]
@@ -24,16 +22,6 @@ batch = 2
 rounds = 1
 device = "cpu"
 """
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
-
-
-@pytest.fixture
-def run(capfd):
-    return command_of(capfd)
 
 
 def options_of(model):

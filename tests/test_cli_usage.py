@@ -10,15 +10,10 @@ import shutil
 import pytest
 
 import satseg
-from tests.commands import TINY, build_town, command_of, files_under
+from tests.commands import TINY, command_of, files_under
 
 DETECT = "detect {t}/model.safetensors {t}/a.tif -o {o}/x.gpkg"
 TRAIN = "train --data {t}/a.tif {t}/a.gpkg -o {o}/x.safetensors"
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    return build_town(tmp_path_factory.mktemp("town"))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from satseg.vector.features import as_features, check_target, empty_features, re
 from satseg.vector.formats import FORMATS
 from satseg.vector.polygonize import polygonize
 from satseg.vector.shapefile import shapefile_columns
+
+DISK_SIZE = "256k"
 
 SUFFIXES = [".shp", ".gpkg", ".geojson", ".json", ".fgb", ".parquet", ".geoparquet", ".csv"]
 COLUMNS = ["class_id", "class_name", "score", "area_m2", "geometry"]
@@ -331,29 +332,13 @@ def test_shapefile_refuses_what_it_would_lose(tmp_path: Path, monkeypatch: pytes
     assert read_features(path)["note"].tolist() == ["é" * 127]
 
 
-def test_file_that_reads_back_differently_is_not_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_that_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = pyogrio.write_dataframe
     lossy = lambda made, *args, **kw: write(made.iloc[:1], *args, **kw)  # noqa: E731
     monkeypatch.setattr(pyogrio, "write_dataframe", lossy)
     for suffix in (".shp", ".gpkg", ".geojson", ".fgb"):
         assert code_of(write_features, layer(), tmp_path / f"a{suffix}") == "E-OUT-201"
     assert os.listdir(tmp_path) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here: needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("suffix", [".shp", ".gpkg", ".geojson", ".fgb", ".parquet", ".csv"])
@@ -520,9 +505,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         ("binary.csv", b"wkt\n\xff\xfe\x00", "E-IN-221"),
     ],
 )
-def test_files_that_hold_no_features_are_input_errors(
-    tmp_path: Path, name: str, content: bytes, code: str
-) -> None:
+def test_files_that_hold_no_features_are_input_errors(tmp_path: Path, name: str, content: bytes, code: str) -> None:
     assert code_of(read_features, write_bytes(tmp_path / name, content)) == code
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,13 @@ from satseg.errors import InputError, OutputError, UsageError
 from satseg.ledger import Ledger, identity_of
 from satseg.output import AtomicOutput, write_text
 
+DISK_SIZE = "256k"
+
 HEADER = {"threshold": 0.5, "grid": {"height": 7, "width": 5}, "bands": ["red", "nir1"], "nodata": float("nan")}
 DTYPES = st.sampled_from(["uint8", "uint16", "float32", "float16", "bool", ">i4"])
 ARRAYS = st.dictionaries(
-    st.text(max_size=5), DTYPES.flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, min_side=0, max_side=7))),
+    st.text(max_size=5),
+    DTYPES.flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, min_side=0, max_side=7))),
     max_size=3,
 )
 
@@ -101,20 +104,6 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here: needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 # Bands
 
 
@@ -133,9 +122,7 @@ def test_arrays_come_back_as_they_were_appended(
         ledger.discard()
 
 
-def test_arrays_longer_than_what_is_packed_at_a_time_come_back(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_longer_than_what_is_packed_at_a_time_come_back(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandfile, "PACKED_BYTES", 64)
     monkeypatch.setattr(bandfile, "READ_BYTES", 10)
     noise = np.random.default_rng(0).integers(0, 255, (3, 13, 11)).astype(np.uint16)
@@ -389,9 +376,7 @@ def test_without_resume_an_unfinished_run_is_removed_with_a_warning(
     assert os.listdir(target.parent) == []
 
 
-def test_resume_without_an_unfinished_run_starts_one_in_silence(
-    target: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_resume_without_an_unfinished_run_starts_one_in_silence(target: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), Ledger.open(target, HEADER, resume=True) as ledger:
         assert ledger.finished == 0
     assert caplog.text == ""
@@ -637,9 +622,7 @@ def test_kills_at_random_moments_cost_no_finished_band(target: Path) -> None:
     assert finished > 0
 
 
-def test_a_run_that_stops_before_any_step_is_found_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_stops_before_any_step_is_found_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder as it is before each call that changes names or flushes: what a kill there leaves."""
     place, known, copies = tmp_path / "live", 0, []
     place.mkdir()

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from satseg.errors import OutputError
 from satseg.output import PARTIAL, SHAPEFILE_PARTS, SIDE_CARS, AtomicOutput, check_writable, write_text
+
+DISK_SIZE = "64k"
 
 WAITING_WRITER = """
 import sys, time
@@ -24,20 +25,6 @@ with AtomicOutput(sys.argv[1]) as out:
     print("writing", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here: needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def start_writer(path: Path) -> subprocess.Popen[str]:
@@ -189,9 +176,7 @@ def test_full_disk_is_an_output_error_and_leaves_nothing(small_disk: Path) -> No
     assert os.listdir(small_disk) == []
 
 
-def test_disk_that_fills_up_on_the_last_flush_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_that_fills_up_on_the_last_flush_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

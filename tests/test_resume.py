@@ -20,6 +20,8 @@ from satseg.ledger import Ledger
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, tiny_model
 
+DISK_SIZE = "48k"
+
 SUFFIXES = (".gpkg", ".shp", ".geojson", ".fgb", ".parquet", ".csv")
 MOMENTS = 20
 HOW = {"tile": 16, "min_area": 0.0, "halo": "exact"}
@@ -149,6 +151,7 @@ def test_stopped_by_a_signal_it_goes_on_too(world, tmp_path, how):
 
 def stopped_after(world, output, bands, monkeypatch, **options):
     """Run a detection that fails when so many bands are in its ledger."""
+
     def append(self, arrays, original=Ledger.append):
         if self.finished == bands:
             raise RuntimeError("stopped")
@@ -197,9 +200,7 @@ def test_changed_options_are_refused_by_name(world, tmp_path, monkeypatch, chang
     output = tmp_path / "found.gpkg"
     stopped_after(world, output, 3, monkeypatch)
     with pytest.raises(UsageError, match=word) as caught:
-        satseg.detect_to_file(
-            world / "m.safetensors", world / "s.tif", output, resume=True, **{**HOW, **change}
-        )
+        satseg.detect_to_file(world / "m.safetensors", world / "s.tif", output, resume=True, **{**HOW, **change})
     assert caught.value.code == "E-USE-030"
     assert computed_bands(world, output, monkeypatch, resume=True) == 10  # the run itself is untouched
 
@@ -230,19 +231,6 @@ def test_a_second_run_on_one_output_is_refused(world, tmp_path):
         satseg.detect_to_file(world / "m.safetensors", world / "s.tif", output, **HOW)
     assert caught.value.code == "E-OUT-007"
     assert caught.value.exit_code == 4
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "full"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48k", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sqlite3
-import subprocess
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -29,6 +28,8 @@ from satseg.errors import OutputError, SatsegError
 from satseg.vector import stream
 from satseg.vector.features import as_features, empty_features, read_features, write_features
 from satseg.vector.stream import FeatureWriter
+
+DISK_SIZE = "256k"
 
 SUFFIXES = [".shp", ".gpkg", ".geojson", ".fgb", ".parquet", ".csv"]
 
@@ -187,20 +188,6 @@ def test_existing_files_stay_unless_overwriting(tmp_path: Path, suffix: str) -> 
     in_batches(layer(4), path, [2], overwrite=True)
     assert len(read_features(path)) == 4
     assert set(os.listdir(tmp_path)) == set(before)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here: needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +22,8 @@ from satseg.imagery import writer as writer_module
 from satseg.imagery.scene import open_scene
 from satseg.imagery.writer import RasterWriter, open_mask, write_raster
 from satseg.raster import Raster
+
+DISK_SIZE = "128k"
 
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
 NORTH_UP = Affine(0.3, 0, 500_000, 0, -0.3, 5_000_000)
@@ -45,20 +45,6 @@ GRIDS = {
 @pytest.fixture(params=list(GRIDS))
 def grid(request: pytest.FixtureRequest) -> Grid:
     return GRIDS[request.param]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here: needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def noise(grid: Grid, *, bands: int = 2, dtype: str = "uint8", seed: int = 0) -> np.ndarray:
@@ -119,11 +105,7 @@ def test_windows_in_any_order_make_the_whole(tmp_path_factory: pytest.TempPathFa
     data = noise(grid)
     rows = sorted({0, 60, *cuts.draw(st.lists(st.integers(1, 59), max_size=4))})
     cols = sorted({0, 90, *cuts.draw(st.lists(st.integers(1, 89), max_size=4))})
-    windows = [
-        Window(c0, r0, c1 - c0, r1 - r0)
-        for r0, r1 in pairwise(rows)
-        for c0, c1 in pairwise(cols)
-    ]
+    windows = [Window(c0, r0, c1 - c0, r1 - r0) for r0, r1 in pairwise(rows) for c0, c1 in pairwise(cols)]
     with RasterWriter(path, grid=grid, names="ab", dtype="uint8") as out:
         for window in cuts.draw(st.permutations(windows)):
             part = data[:, window.row_off :, window.col_off :][:, : window.height, : window.width]
@@ -438,9 +420,7 @@ def test_floats_that_half_floats_cannot_hold_are_refused(tmp_path: Path) -> None
 def test_a_scale_tells_readers_what_stored_numbers_mean(tmp_path: Path) -> None:
     grid = GRIDS["utm"]
     stored = np.arange(grid.height * grid.width, dtype=np.uint32).reshape(1, *grid.shape) % 255
-    with RasterWriter(
-        tmp_path / "s.tif", grid=grid, names=["a"], dtype="uint8", nodata=255, scale=1 / 254
-    ) as out:
+    with RasterWriter(tmp_path / "s.tif", grid=grid, names=["a"], dtype="uint8", nodata=255, scale=1 / 254) as out:
         out.write(stored.astype(np.uint8), grid.window)
     with rasterio.open(tmp_path / "s.tif") as dataset:
         assert dataset.scales == (1 / 254,)
