@@ -14,7 +14,6 @@ Iglovikov et al. 2017 (arXiv 1706.06169); of the pixel shuffle: Shi et al. 2016 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from satseg.errors import BandError, GridError, UsageError
+from satseg.errors import UsageError
+from satseg.learning.network import Network, log_odds
 
 Norm: TypeAlias = Literal["batch", "channel", "none"]
 Activation: TypeAlias = Literal["relu", "elu", "silu", "gelu"]
@@ -135,7 +135,7 @@ def default_config(bands: int, classes: int) -> UNetConfig:
     return UNetConfig(bands=bands, classes=classes, width=32, depth=4, stem=2)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Encoder, decoder with skip connections, and a head that returns logits at full resolution.
 
     Parameters
@@ -161,7 +161,7 @@ class UNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config: UNetConfig = config
         widths = config.widths
         self.stem = _stem(config) if config.stem > 1 else nn.Identity()
         sources = (config.bands if config.stem == 1 else widths[0], *widths)
@@ -176,7 +176,7 @@ class UNet(nn.Module):
             for coarse, fine in coarse_to_fine
         )
         self.head = _head(config)
-        self._initialise(_log_odds(prior, config.classes), generator)
+        self._initialise(log_odds(prior, config.classes), generator)
 
     def _initialise(self, bias: Tensor, generator: torch.Generator | None) -> None:
         for module in self.modules():
@@ -214,40 +214,10 @@ class UNet(nn.Module):
         crop = self.config.crop
         return x[:, :, crop:-crop, crop:-crop] if crop else x
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.config.bands:
-            wanted = f"(batch, {self.config.bands} bands, rows, cols)"
-            raise BandError(f"input of shape {tuple(x.shape)} is not {wanted}", code="E-BAND-050")
-        height, width = x.shape[-2:]
-        smallest = 2 * self.crop + 1
-        fits = [_round_up(max(size, smallest), self.stride) for size in (height, width)]
-        if fits != [height, width]:
-            larger = f" and more than {2 * self.crop}" if self.crop else ""
-            raise GridError(
-                f"input of {height} x {width} pixels: the network needs multiples of {self.stride}{larger}",
-                hint=f"pad to {fits[0]} x {fits[1]}",
-                code="E-GRID-052",
-            )
-
-    @property
-    def stride(self) -> int:
-        """Height and width of the input must be multiples of this; tiles align to it."""
-        return self.config.stride
-
-    @property
-    def crop(self) -> int:
-        """Pixels missing on each side of the output."""
-        return self.config.crop
-
     @property
     def reach(self) -> int:
         """Greatest distance, in rows or columns, over which an input pixel acts on an output pixel."""
         return reach(self.config)
-
-    @property
-    def halo(self) -> int:
-        """`reach` rounded up to a multiple of `stride`: tiles read with it equal the whole scene."""
-        return _round_up(self.reach, self.stride)
 
 
 def reach(config: UNetConfig) -> int:
@@ -307,21 +277,6 @@ def _dependencies(config: UNetConfig, row: int) -> tuple[int, int]:
         margin = config.stem // 2
         low, high = low * config.stem - margin, (high + 1) * config.stem + margin - 1
     return low, high
-
-
-def _round_up(size: int, step: int) -> int:
-    return -(-size // step) * step
-
-
-def _log_odds(prior: float | Sequence[float] | None, classes: int) -> Tensor:
-    if prior is None:
-        return torch.zeros(classes)
-    shares = [prior] * classes if isinstance(prior, (int, float)) else [*prior]
-    if len(shares) != classes or not all(0 < share < 1 for share in shares):
-        raise UsageError(
-            f"prior {prior} is not one share between 0 and 1 for each of {classes} classes", code="E-USE-051"
-        )
-    return torch.tensor([math.log(share / (1 - share)) for share in shares])
 
 
 class ChannelNorm(nn.LayerNorm):
