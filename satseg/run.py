@@ -69,6 +69,45 @@ class ModelOptions(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentOptions(BaseModel):
+    """`[augment]`: how far chips are changed while training; colours in standard deviations of a band.
+
+    See `satseg.learning.augment` for what each does.
+    """
+
+    model_config = STRICT
+
+    d4: bool = Field(True, description="flips and quarter turns, all eight equally likely")
+    rotate: Share = Field(0.0, description="share of chips turned by any angle")
+    zoom: tuple[float, float] = Field((0.7, 1.4), description="range of magnification, even in its logarithm")
+    gain: float = Field(0.2, ge=0, lt=1, description="each band x (1 +- gain)")
+    offset: float = Field(0.2, ge=0, le=10, description="each band +- offset")
+    brightness: float = Field(0.0, ge=0, lt=1, description="the same for all bands together: gain and offset")
+    gamma: float = Field(0.0, ge=0, le=2, description="power of exp(+- gamma)")
+    shade: float = Field(0.0, ge=0, le=10, description="strength of slow haze and shadow, on half the chips")
+    blur: Share = Field(0.0, description="share of chips blurred or sharpened")
+    noise: float = Field(0.0, ge=0, le=10, description="most noise per pixel and band")
+    band_drop: Share = Field(0.0, description="share of chips of which one band is set to its mean")
+    cutmix: Share = Field(0.0, description="share of chips with a rectangle of another one")
+    mixup: Share = Field(0.0, description="share of chips blended with another one")
+
+    @model_validator(mode="after")
+    def _zoom_in_range(self) -> AugmentOptions:
+        low, high = self.zoom
+        if not 0.1 <= low <= high <= 10:
+            raise ValueError(f"zoom {self.zoom} is not (low, high) between 0.1 and 10")
+        return self
+
+
+NO_AUGMENTATION = AugmentOptions(
+    d4=False, zoom=(1.0, 1.0),
+    **{name: 0.0 for name, field in AugmentOptions.model_fields.items() if field.annotation is float},
+)  # fmt: skip
+
+
 class TrainOptions(BaseModel):
     """`[train]`: how long, on what, and how."""
 
@@ -89,7 +128,7 @@ class TrainOptions(BaseModel):
     loss: str = "bce_minus_log_jaccard"
     balance: float = Field(0.5, ge=0, le=1, description="share of chips placed around a feature of a random class")
     valid_share: float = Field(0.15, gt=0, lt=0.6, description="area held for validation in a blocked split")
-    augment: bool = True
+    augmented: bool = Field(True, description="false: chips as they are, whatever [augment] says")
     workers: int = Field(0, ge=0, description="loader processes; on few cores they cost more than they bring")
     cache_mb: int = Field(1024, ge=16, description="decoded blocks kept per process")
 
@@ -110,6 +149,12 @@ class RunConfig(BaseModel):
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
     train: TrainOptions = TrainOptions()
+    augment: AugmentOptions = AugmentOptions()
+
+    @property
+    def changes(self) -> AugmentOptions:
+        """How chips are changed: `augment`, or not at all when the run is told so."""
+        return self.augment if self.train.augmented else NO_AUGMENTATION
 
     @classmethod
     def from_file(cls, path: PathLike, overrides: Sequence[str] = ()) -> RunConfig:
@@ -164,7 +209,7 @@ class RunConfig(BaseModel):
     def to_toml(self) -> str:
         """The whole configuration as a run file, defaults included, descriptions as comments."""
         lines: list[str] = []
-        for section, options in (("data", self.data), ("model", self.model), ("train", self.train)):
+        for section, options in ((name, getattr(self, name)) for name in SECTIONS):
             lines.append(f"[{section}]")
             for name, field in type(options).model_fields.items():
                 note = f"  # {field.description}" if field.description else ""
@@ -174,7 +219,9 @@ class RunConfig(BaseModel):
         return "\n".join(lines)
 
 
-SECTIONS: dict[str, type[BaseModel]] = {"data": DataOptions, "model": ModelOptions, "train": TrainOptions}
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataOptions, "model": ModelOptions, "train": TrainOptions, "augment": AugmentOptions,
+}  # fmt: skip
 
 
 def _section_of(name: str) -> str:

@@ -1,72 +1,55 @@
-"""Random changes of a training batch: the eight turns, zoom, per-band gain and offset, band drop.
+"""Random changes of training chips: turns and zooms as they are read, colours and mixing in the batch.
 
-Works on whole batches of tensors, on the device, in normalised units: 0 is a band's mean, 1 its
-standard deviation. Every draw comes from a generator that is an argument, so that step i of a run
-with a given seed sees the same batch on any machine, resumed or not (`step_generator`).
+Where a chip is turned and zoomed is drawn from its number (`draw_turn`), and done while it is read
+(`satseg.learning.warping`). The rest works on whole batches of tensors, on the device, in normalised units: 0 is
+a band's mean, 1 its standard deviation. Every draw comes from a generator that is an argument, so that step i
+of a run with a given seed sees the same batch on any machine, resumed or not (`step_generator`).
 
-Rejected: augmentation per chip in loader workers. It decodes nothing, yet would occupy the cores
-that decode, and its random state would depend on the number of workers.
+Which changes are on by default was decided by leaving one place out (benchmarks/results/accuracy.md).
+Sources: cutmix, Yun et al. 2019 (arXiv 1905.04899); mixup, Zhang et al. 2017 (arXiv 1710.09412).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from satseg.errors import GridError, UsageError
+from satseg.errors import GridError
+from satseg.run import AugmentOptions
 
-WHOLE = 0.999
-"""A zoomed pixel is labelled when at least this share of its blend was: all of it, save rounding."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation:
-    """How far chips are changed.
-
-    Parameters
-    ----------
-    d4 : bool
-        Flips and quarter turns, all eight equally likely; four of them on chips that are not square.
-    zoom : (low, high)
-        Range of the magnification, drawn log-uniformly; above 1 objects grow. (1, 1) is none.
-    gain, offset : float
-        Each band of each chip becomes x (1 +- gain) +- offset, drawn uniformly.
-    noise : float
-        Standard deviation of Gaussian noise per pixel and band.
-    band_drop : float, 0..1
-        Probability that one band of a chip, drawn evenly, is set to its mean. 0 by default: it
-        buys tolerance to a missing band with steps that a short training does not have.
-
-    Raises
-    ------
-    UsageError
-        A value outside its range.
-    """
-
-    d4: bool = True
-    zoom: tuple[float, float] = (0.7, 1.4)
-    gain: float = 0.2
-    offset: float = 0.2
-    noise: float = 0.0
-    band_drop: float = 0.0
-
-    def __post_init__(self) -> None:
-        low, high = self.zoom
-        if not 0.1 <= low <= high <= 10:
-            raise UsageError(f"zoom {self.zoom} is not (low, high) between 0.1 and 10", code="E-USE-052")
-        if not (0 <= self.gain < 1 and 0 <= self.offset < math.inf and 0 <= self.noise < math.inf):
-            values = f"gain {self.gain}, offset {self.offset}, noise {self.noise}"
-            raise UsageError(f"{values}: all must be 0 or more, gain below 1", code="E-USE-052")
-        if not 0 <= self.band_drop <= 1:
-            raise UsageError(f"band_drop {self.band_drop} is no probability", code="E-USE-052")
+DARKEST = -3.0
+"""Deviations below the mean that gamma takes for black."""
+SPAN = 6.0
+"""Deviations from black to white, for gamma."""
+SHADE_CELLS = 4
+"""Cells a side of the coarse field that a shade is made of: it changes slowly over a chip."""
+CUT = (0.3, 0.7)
+"""Sides of the part that cutmix exchanges, in shares of the chip's."""
 
 
-NO_AUGMENTATION = Augmentation(d4=False, zoom=(1.0, 1.0), gain=0.0, offset=0.0)
+class Turn(TypedDict):
+    """How a chip lies on its scene: degrees, magnification, and whether its columns run backwards."""
+
+    angle: float
+    zoom: float
+    mirrored: bool
+
+
+def draw_turn(options: AugmentOptions, rng: np.random.Generator) -> Turn:
+    """Draw how a chip is turned and zoomed; always four numbers of `rng`, whatever the options."""
+    any_angle, free, size, mirror = rng.random(4)
+    low, high = (math.log(limit) for limit in options.zoom)
+    quarter = 90.0 * math.floor(4 * any_angle) if options.d4 else 0.0
+    return Turn(
+        angle=360.0 * any_angle if free < options.rotate else quarter,
+        zoom=math.exp(low + (high - low) * size),
+        mirrored=options.d4 and mirror < 0.5,
+    )
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -75,120 +58,117 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
-class Augmenter:
-    """Changes batches of chips as an `Augmentation` says.
+def augment(
+    image: Tensor, targets: Tensor, labelled: Tensor, options: AugmentOptions, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the batch with its colours changed and its chips mixed; the arguments stay as they are.
 
     Parameters
     ----------
-    config : Augmentation
-    size : int, optional
-        Side of the chips that come out, in pixels, cut from the centre; that of the batch when
-        left out. With batches of `source_size` no zoom reaches outside its chip.
+    image : Tensor (B, C, H, W), floating, normalised
+        0 in every band where invalid; stays so.
+    targets : Tensor (B, K, H, W), any dtype; floating in what comes back where chips are blended
+    labelled : Tensor of bool (B, 1 or K, H, W)
+    options : AugmentOptions
+    generator : torch.Generator
+        On the CPU, whatever the device of the batch.
+
+    Raises
+    ------
+    GridError
+        Shapes disagree.
     """
-
-    def __init__(self, config: Augmentation, *, size: int | None = None) -> None:
-        self.config = config
-        self.size = size
-
-    @property
-    def source_size(self) -> int | None:
-        """Side of the chips to draw so that even the smallest zoom fills `size` with real pixels."""
-        return None if self.size is None else max(self.size, math.ceil(self.size / self.config.zoom[0]))
-
-    def __call__(
-        self, image: Tensor, targets: Tensor, labelled: Tensor, *, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `image`, `targets` and `labelled`, changed alike; the arguments stay as they are.
-
-        Parameters
-        ----------
-        image : Tensor (B, C, H, W), floating, normalised
-            0 in every band where invalid; stays so.
-        targets : Tensor (B, K, H, W), any dtype
-        labelled : Tensor of bool (B, 1 or K, H, W)
-            False in what comes back where a pixel comes from outside the chip.
-        generator : torch.Generator
-            On the CPU, whatever the device of the batch.
-
-        Raises
-        ------
-        GridError
-            Shapes disagree, or the chips are smaller than `size`.
-        """
-        self._check(image, targets, labelled)
-        if self.config.d4:
-            turns = _turns(len(image), square=image.shape[-1] == image.shape[-2], generator=generator)
-            image, targets, labelled = (_turn(x, turns.to(x.device)) for x in (image, targets, labelled))
-        if self.config.zoom != (1.0, 1.0):
-            image, targets, labelled = self._zoom(image, targets, labelled, generator)
-        elif self.size is not None:
-            image, targets, labelled = (_centre(x, self.size) for x in (image, targets, labelled))
-        return self._recolour(image, generator), targets, labelled
-
-    def _check(self, image: Tensor, targets: Tensor, labelled: Tensor) -> None:
-        shapes = [tuple(x.shape) for x in (image, targets, labelled)]
-        if any(len(shape) != 4 for shape in shapes) or len({(s[0], *s[2:]) for s in shapes}) != 1:
-            raise GridError(f"shapes {shapes} of image, targets and labelled are not of the same chips")
-        if self.size is not None and min(image.shape[2:]) < self.size:
-            raise GridError(f"chips of {tuple(image.shape[2:])} pixels are smaller than {self.size}")
-
-    def _zoom(
-        self, image: Tensor, targets: Tensor, labelled: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        count, _, height, width = image.shape
-        out_height, out_width = (height, width) if self.size is None else (self.size, self.size)
-        low, high = (math.log(limit) for limit in self.config.zoom)
-        factor = torch.exp(low + (high - low) * _uniform(count, generator)).to(image.device)
-        affine = image.new_zeros((count, 2, 3), dtype=torch.float32)
-        affine[:, 0, 0] = out_width / width / factor
-        affine[:, 1, 1] = out_height / height / factor
-        places = F.affine_grid(affine, [count, 1, out_height, out_width], align_corners=False)
-        certain = _sample(labelled, places, "bilinear") >= WHOLE
-        targets = _sample(targets, places, "nearest").to(targets.dtype)
-        return _sample(image, places, "bilinear").to(image.dtype), targets, certain
-
-    def _recolour(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        count, bands = image.shape[:2]
-        config, shape = self.config, (count, bands, 1, 1)
-        changed = image
-        if config.gain or config.offset:
-            gain = 1 + config.gain * (2 * _uniform(shape, generator) - 1)
-            offset = config.offset * (2 * _uniform(shape, generator) - 1)
-            changed = changed * gain.to(image) + offset.to(image)
-        if config.noise:
-            changed = changed + config.noise * torch.randn(image.shape, generator=generator).to(image)
-        if config.band_drop and bands > 1:
-            hit = _uniform((count, 1), generator) < config.band_drop
-            chosen = torch.randint(bands, (count, 1), generator=generator) == torch.arange(bands)
-            changed = changed.masked_fill((hit & chosen)[:, :, None, None].to(image.device), 0.0)
-        if changed is image:
-            return image
-        return changed.where((image != 0).any(dim=1, keepdim=True), 0.0)  # invalid pixels stay 0
+    shapes = [tuple(x.shape) for x in (image, targets, labelled)]
+    if any(len(shape) != 4 for shape in shapes) or len({(s[0], *s[2:]) for s in shapes}) != 1:
+        raise GridError(f"shapes {shapes} of image, targets and labelled are not of the same chips")
+    image = recolour(image, options, generator)
+    if options.cutmix:
+        image, targets, labelled = _cut_and_paste(image, targets, labelled, options.cutmix, generator)
+    if options.mixup:
+        image, targets, labelled = _blend(image, targets, labelled, options.mixup, generator)
+    return image, targets, labelled
 
 
-def _uniform(shape: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
+def recolour(image: Tensor, options: AugmentOptions, generator: torch.Generator) -> Tensor:
+    """Return `image` (B, C, H, W) in other light, haze and sharpness; invalid pixels, 0 in all bands, stay 0."""
+    count, bands = image.shape[:2]
+    alike, apart, changed = (count, 1, 1, 1), (count, bands, 1, 1), image
+    if options.gain or options.offset:
+        changed = changed * _factor(apart, options.gain, generator).to(image)
+        changed = changed + options.offset * _signed(apart, generator).to(image)
+    if options.brightness:
+        changed = changed * _factor(alike, options.brightness, generator).to(image)
+        changed = changed + options.brightness * _signed(alike, generator).to(image)
+    if options.gamma:
+        power = torch.exp(options.gamma * _signed(alike, generator)).to(image)
+        changed = ((changed - DARKEST).clamp(min=0) / SPAN) ** power * SPAN + DARKEST
+    if options.shade:
+        changed = changed + options.shade * _shade(image.shape, generator).to(image)
+    if options.blur:
+        changed = _sharpness(changed, options.blur, generator)
+    if options.noise:
+        strength = options.noise * _uniform(alike, generator)
+        changed = changed + (strength * torch.randn(image.shape, generator=generator)).to(image)
+    if options.band_drop and bands > 1:
+        hit = _uniform((count, 1), generator) < options.band_drop
+        chosen = torch.randint(bands, (count, 1), generator=generator) == torch.arange(bands)
+        changed = changed.masked_fill((hit & chosen)[:, :, None, None].to(image.device), 0.0)
+    if changed is image:
+        return image
+    return changed.where((image != 0).any(dim=1, keepdim=True), 0.0)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator)
 
 
-def _turns(count: int, *, square: bool, generator: torch.Generator) -> Tensor:
-    """Per chip three draws, (count, 3) bool: flip rows, flip columns, transpose: all of D4."""
-    turns = torch.rand((count, 3), generator=generator) < 0.5
-    turns[:, 2] &= square
-    return turns
+def _signed(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return 2 * _uniform(shape, generator) - 1
 
 
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    flip_rows, flip_cols, transpose = turns[:, :, None, None, None].unbind(dim=1)
-    x = torch.where(flip_rows, x.flip(-2), x)
-    x = torch.where(flip_cols, x.flip(-1), x)
-    return torch.where(transpose, x.transpose(-2, -1), x) if turns[:, 2].any() else x
+def _factor(shape: tuple[int, ...], most: float, generator: torch.Generator) -> Tensor:
+    return 1 + most * _signed(shape, generator)
 
 
-def _centre(x: Tensor, size: int) -> Tensor:
-    top, left = (x.shape[-2] - size) // 2, (x.shape[-1] - size) // 2
-    return x[..., top : top + size, left : left + size]
+def _shade(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A slow field (B, 1, H, W) of half the chips, of about unit spread: haze and the shadow of clouds."""
+    coarse = torch.randn((shape[0], 1, SHADE_CELLS, SHADE_CELLS), generator=generator)
+    field = F.interpolate(coarse, tuple(shape[2:]), mode="bicubic", align_corners=False)
+    return field * (_uniform((shape[0], 1, 1, 1), generator) < 0.5)
 
 
-def _sample(x: Tensor, places: Tensor, mode: str) -> Tensor:
-    """`x` in float32 at `places` (B, H, W, 2); outside of it lies 0."""
-    return F.grid_sample(x.float(), places, mode=mode, padding_mode="zeros", align_corners=False)
+def _sharpness(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """`image` with a share of its chips blurred (mostly) or sharpened, by up to one 3 x 3 mean."""
+    if min(image.shape[2:]) < 2:
+        return image
+    count = (image.shape[0], 1, 1, 1)
+    amount = (1.7 * _uniform(count, generator) - 0.7) * (_uniform(count, generator) < share)
+    mean = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    return image + (mean - image) * amount.to(image)
+
+
+def _cut_and_paste(
+    image: Tensor, targets: Tensor, labelled: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A rectangle of the next chip of the batch in each of a share of the chips."""
+    count, (height, width) = len(image), image.shape[2:]
+    sides = CUT[0] + (CUT[1] - CUT[0]) * _uniform((count, 2), generator)
+    corner = _uniform((count, 2), generator) * (1 - sides)
+    hit = _uniform((count,), generator) < share
+    rows, cols = torch.arange(height) / height, torch.arange(width) / width
+    in_rows = (rows >= corner[:, :1]) & (rows < corner[:, :1] + sides[:, :1])
+    in_cols = (cols >= corner[:, 1:]) & (cols < corner[:, 1:] + sides[:, 1:])
+    taken = (in_rows[:, :, None] & in_cols[:, None, :] & hit[:, None, None])[:, None].to(image.device)
+    return tuple(torch.where(taken, x.roll(1, 0), x) for x in (image, targets, labelled))  # type: ignore[return-value]
+
+
+def _blend(
+    image: Tensor, targets: Tensor, labelled: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A share of the chips blended with the next one of the batch, the truth alike; known where both are."""
+    count = (len(image), 1, 1, 1)
+    weight = 0.5 * _uniform(count, generator) * (_uniform(count, generator) < share)
+    weight = weight.to(image)
+    truth = targets.to(image.dtype)
+    known = torch.where(weight > 0, labelled & labelled.roll(1, 0), labelled)
+    return torch.lerp(image, image.roll(1, 0), weight), torch.lerp(truth, truth.roll(1, 0), weight), known

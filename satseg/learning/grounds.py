@@ -28,7 +28,8 @@ from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.labels import SINGLE_CLASS, Geometries, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
-from satseg.learning.chips import BLOCK_PX, Ground, bar_shared_ground, hold_out, refuse_leaks
+from satseg.learning.chips import BLOCK_PX
+from satseg.learning.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
 from satseg.specs import ClassItem, class_spec
 from satseg.vector.classes import classes_of

@@ -101,20 +101,21 @@ def encode(
 def _packer(dtype: str) -> Callable[..., None]:
     number = numba.from_dtype(np.dtype(dtype))
     row = numba.types.Array(numba.float32, 1, "C", readonly=True)
-    return _compiled(_pack, _view(number, 3), _view(numba.boolean, 2), row, row, row, row, numba.float32[:, :, :])
+    return compiled(_pack, readonly(number, 3), readonly(numba.boolean, 2), row, row, row, row, numba.float32[:, :, :])
 
 
 @cache
 def _encoder() -> Callable[..., None]:
     row = numba.types.Array(numba.float32, 1, "C", readonly=True)
-    return _compiled(_encode, _view(numba.float32, 3), _view(numba.boolean, 2), row, row, numba.uint8[:, :, :])
+    return compiled(_encode, readonly(numba.float32, 3), readonly(numba.boolean, 2), row, row, numba.uint8[:, :, :])
 
 
-def _view(number: Any, dimensions: int) -> Any:
+def readonly(number: Any, dimensions: int) -> Any:
+    """Return numba's type of an array in any order of memory that is not written to."""
     return numba.types.Array(number, dimensions, "A", readonly=True)
 
 
-def _compiled(function: Callable[..., None], *types: Any) -> Callable[..., None]:
+def compiled(function: Callable[..., None], *types: Any) -> Callable[..., None]:
     """Return `function` for arguments of `types` alone: an open signature would compile for every layout."""
     try:
         made = numba.njit(numba.void(*types), nogil=True, cache=True)(function)

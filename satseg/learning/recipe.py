@@ -19,9 +19,9 @@ from satseg.imagery.scene import Scene
 from satseg.learning.augment import step_generator
 from satseg.learning.bundle import Model, architecture_of, current_versions, resolve_device
 from satseg.learning.card import BandCard, FileHash, ModelCard, Training, TrainingSource
-from satseg.learning.chips import Ground
 from satseg.learning.grounds import Prepared
 from satseg.learning.halo import TOLERANCE, measure_halo
+from satseg.learning.split import Ground
 from satseg.learning.training import Learner, Outcome
 from satseg.learning.unet import UNet, UNetConfig
 from satseg.run import RunConfig
@@ -49,7 +49,7 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
         )
     network = UNet(config, prior=RARE, generator=step_generator(run.train.seed, 0))
     names = tuple(item.name for item in prepared.classes)
-    return Learner(network, prepared.normalization, run.train, classes=names, device=device)
+    return Learner(network, prepared.normalization, run, classes=names, device=device)
 
 
 def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome) -> Model:

@@ -31,16 +31,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from satseg.errors import InputError
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.tiling import Tile, plan_tiles
-from satseg.learning.augment import NO_AUGMENTATION, Augmentation, Augmenter, step_generator
-from satseg.learning.chips import Chip, ChipReader, ChipSampler, Ground
+from satseg.learning.augment import augment, step_generator
+from satseg.learning.chips import Chip, ChipReader, ChipSampler
 from satseg.learning.curves import ThresholdCurve
 from satseg.learning.forward import Standardize
 from satseg.learning.grounds import Prepared
 from satseg.learning.losses import make_loss
 from satseg.learning.machine import bf16_is_native, threads_for
+from satseg.learning.split import Ground
 from satseg.learning.unet import UNet
 from satseg.progress import Progress
-from satseg.run import TrainOptions
+from satseg.run import RunConfig
 
 CHECKPOINT_SECONDS = 60
 """At most this much work is lost to a kill."""
@@ -78,10 +79,10 @@ class Chips(Dataset[Chip]):
         self._readers: dict[int, ChipReader] = {}
 
     def __getitem__(self, number: int) -> Chip:
-        index, window = self.sampler.place(number)
+        index, view = self.sampler.place(number)
         if index not in self._readers:
             self._readers[index] = ChipReader(self.sampler.grounds[index], cache_bytes=self._room, blank=True)
-        return self._readers[index].read(window)
+        return self._readers[index].view(view, size=self.sampler.size)
 
 
 class HeldTiles(Dataset[Chip]):
@@ -143,7 +144,7 @@ class Learner(lightning.LightningModule):
     ----------
     network : UNet
     normalization : Normalization
-    options : TrainOptions
+    run : RunConfig
     classes : sequence of str
     device : torch.device
         Where `fit` trains.
@@ -153,7 +154,7 @@ class Learner(lightning.LightningModule):
         self,
         network: UNet,
         normalization: Normalization,
-        options: TrainOptions,
+        run: RunConfig,
         *,
         classes: Sequence[str],
         device: torch.device,
@@ -162,12 +163,10 @@ class Learner(lightning.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.target = device
         self.normalize = Standardize(normalization)
-        self.options = options
+        self.options, self.changes = run.train, run.changes
         self.classes = tuple(classes)
-        self.loss = make_loss(options.loss)
-        changes = Augmentation() if options.augment else NO_AUGMENTATION
-        self.augmenter = Augmenter(changes, size=options.chip)
-        self.budget = Budget(options.steps, options.minutes)
+        self.loss = make_loss(run.train.loss)
+        self.budget = Budget(run.train.steps, run.train.minutes)
         self.curve = ThresholdCurve(len(self.classes))
         self.skipped = 0
 
@@ -177,7 +176,7 @@ class Learner(lightning.LightningModule):
         image = self.normalize(image, valid)
         number = self.global_step * self.trainer.world_size + self.global_rank
         generator = step_generator(self.options.seed, number + 1)  # 0 drew the first weights
-        image, target, labelled = self.augmenter(image, target, labelled, generator=generator)
+        image, target, labelled = augment(image, target, labelled, self.changes, generator=generator)
         logits = self.network(image.contiguous(memory_format=torch.channels_last))
         target, labelled = cut(target, self.network.crop), cut(labelled, self.network.crop)
         loss: torch.Tensor = self.loss(logits, target, labelled)
@@ -307,8 +306,9 @@ def _keep_metrics(folder: Path) -> None:
 def _loaders(learner: Learner, prepared: Prepared) -> tuple[DataLoader[Chip], DataLoader[Chip]]:
     options, network = learner.options, learner.network
     room = options.cache_mb * 2**20
-    drawn = learner.augmenter.source_size or options.chip  # larger than a chip, so that zooming out finds pixels
-    sampler = ChipSampler(prepared.grounds, size=drawn, seed=options.seed, balance=options.balance)
+    sampler = ChipSampler(
+        prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=learner.changes
+    )
     chips = DataLoader(
         Chips(sampler, cache_bytes=room),
         batch_sampler=RoundSampler(learner),
