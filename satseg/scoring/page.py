@@ -70,37 +70,44 @@ PAGE = Template("""<!doctype html>
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Jaccard $score</title><style>body { margin: 0; } @media (prefers-color-scheme: dark) {
+<title>$title</title><style>body { margin: 0; } @media (prefers-color-scheme: dark) {
 body { background: #16191c; } } $style</style></head>
 <body><main class="satseg page">
-<h1>Mean Jaccard</h1><div class="score">$score</div>
+$body</main></body></html>
+""")
+
+BODY = Template("""<h1>Mean Jaccard</h1><div class="score">$score</div>
 <p>$summary</p>$warnings
 <h2>Classes</h2>$classes
 <h2>Scenes</h2>$scenes
-$pictures</main></body></html>
-""")
+$pictures""")
+
+
+def whole_page(title: str, body: str, *, style: str = "") -> str:
+    """Return a page of `body`, HTML, that asks for nothing from outside, in the house's look and `style` (CSS)."""
+    return PAGE.substitute(title=shown(title), style=STYLE + style, body=body)
 
 
 def report_page(report: Report, colors: Mapping[str, str] | None = None) -> str:
     """Return the whole page of `report`, with pictures of its weakest scenes, classes in `colors`."""
     drawn = [scene for scene in report.scenes.values() if scene.drawing is not None]
     drawn.sort(key=lambda scene: 2.0 if scene.mean_jaccard is None else scene.mean_jaccard)
-    return PAGE.substitute(
-        score=_ratio(report.mean_jaccard),
-        style=STYLE,
+    body = BODY.substitute(
+        score=ratio(report.mean_jaccard),
         summary=_summary(report),
-        warnings="".join(f"<p>Note: {_text(note, limit=500)}</p>" for note in report.warnings),
+        warnings="".join(f"<p>Note: {shown(note, limit=500)}</p>" for note in report.warnings),
         classes=_table(report, "class"),
         scenes=_table(report, "scene"),
         pictures="".join(_scene_figure(number, scene, colors) for number, scene in enumerate(drawn[:MAX_PICTURES])),
     )
+    return whole_page(f"Jaccard {ratio(report.mean_jaccard)}", body)
 
 
 def report_fragment(report: Report) -> str:
     """Return the report for a notebook cell: the mean and the table of classes, no pictures."""
     tables = _table(report, "class") + (_table(report, "scene") if len(report.scenes) > 1 else "")
     return (
-        f'<div class="satseg"><style>{STYLE}</style><h1>Mean Jaccard {_ratio(report.mean_jaccard)}</h1>'
+        f'<div class="satseg"><style>{STYLE}</style><h1>Mean Jaccard {ratio(report.mean_jaccard)}</h1>'
         f"<p>{_summary(report)}</p>{tables}</div>"
     )
 
@@ -111,7 +118,7 @@ def _summary(report: Report) -> str:
     sentences = [
         f"Mean over {classes} class{'es' if classes != 1 else ''} of exact polygon areas, summed over "
         f"{scenes} scene{'s' if scenes != 1 else ''} before the ratio.",
-        f"On pixels: {_ratio(report.mean_pixel_jaccard)}." if report.mean_pixel_jaccard is not None else "",
+        f"On pixels: {ratio(report.mean_pixel_jaccard)}." if report.mean_pixel_jaccard is not None else "",
         f"{mended} invalid polygon{'s were' if mended != 1 else ' was'} repaired." if mended else "",
     ]
     return " ".join(filter(None, sentences))
@@ -128,7 +135,7 @@ def _table(report: Report, by: str) -> str:
 
 
 def _row(cells: Sequence[str], tag: str, bar: str) -> str:
-    name, *figures = (f"<{tag}>{_text(cell)}</{tag}>" for cell in cells)
+    name, *figures = (f"<{tag}>{shown(cell)}</{tag}>" for cell in cells)
     return f"<tr>{name}{bar}{''.join(figures)}</tr>"
 
 
@@ -149,7 +156,7 @@ def _scene_figure(number: int, scene: SceneScore, colors: Mapping[str, str] | No
     panels = drawing.panels(colors)
     height, width = panels.errors.shape[1:]
     ground = f"ground g{number}" + (" coarse" if max(height, width) < 400 else "")
-    image = "" if panels.image is None else f"background-image:url({_data_uri(panels.image)})"
+    image = "" if panels.image is None else f"background-image:url({data_uri(panels.image)})"
     errors = list(ERROR_COLORS.items())[: 4 if len(drawing.classes) > 1 else 3]
     classes = class_colors(drawing.classes, colors).items()
     over = ground if panels.image is None else f"{ground} muted"
@@ -158,26 +165,29 @@ def _scene_figure(number: int, scene: SceneScore, colors: Mapping[str, str] | No
         _panel(ground, "Prediction", panels.prediction, classes),
         _panel(over, "Hits and misses", panels.errors, errors),
     )
-    title = f"<h2>{_text(scene.name)} <small>{_ratio(scene.mean_jaccard)}</small></h2>"
+    title = f"<h2>{shown(scene.name)} <small>{ratio(scene.mean_jaccard)}</small></h2>"
     style = f"<style>.satseg .g{number}{{{image}}}</style>"
     return f'{style}{title}<div class="panels">{"".join(figures)}</div>'
 
 
 def _panel(ground: str, title: str, pixels: Pixels, key: Iterable[tuple[str, str]]) -> str:
-    marks = "".join(f'<span><i style="background:{color}"></i>{_text(name)}</span>' for name, color in key)
+    marks = "".join(f'<span><i style="background:{color}"></i>{shown(name)}</span>' for name, color in key)
     return (
-        f'<figure><div class="{ground}"><img alt="{title}" src="{_data_uri(pixels)}"></div>'
+        f'<figure><div class="{ground}"><img alt="{title}" src="{data_uri(pixels)}"></div>'
         f'<figcaption>{title} <span class="key">{marks}</span></figcaption></figure>'
     )
 
 
-def _data_uri(pixels: Pixels) -> str:
+def data_uri(pixels: Pixels) -> str:
+    """Return `pixels`, (1..4, H, W), as the address of a picture that is its own content."""
     return f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"
 
 
-def _text(value: str, *, limit: int = MAX_NAME) -> str:
+def shown(value: str, *, limit: int = MAX_NAME) -> str:
+    """Return `value` fit to stand in HTML, cut where it is long."""
     return html.escape(value if len(value) <= limit else f"{value[:limit]}…")
 
 
-def _ratio(value: float | None) -> str:
+def ratio(value: float | None) -> str:
+    """Return a figure between 0 and 1 as text."""
     return NONE if value is None else f"{value:.3f}"
