@@ -155,7 +155,7 @@ def _cut_and_paste(
     sides = CUT[0] + (CUT[1] - CUT[0]) * _uniform((count, 2), generator)
     corner = _uniform((count, 2), generator) * (1 - sides)
     hit = _uniform((count,), generator) < share
-    rows, cols = torch.arange(height) / height, torch.arange(width) / width
+    rows, cols = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
     in_rows = (rows >= corner[:, :1]) & (rows < corner[:, :1] + sides[:, :1])
     in_cols = (cols >= corner[:, 1:]) & (cols < corner[:, 1:] + sides[:, 1:])
     taken = (in_rows[:, :, None] & in_cols[:, None, :] & hit[:, None, None])[:, None].to(image.device)
