@@ -13,7 +13,7 @@ import pytest
 import rasterio
 
 import satseg
-from satseg.cli import common
+from satseg.cli import common, live
 from satseg.cli.main import main
 from satseg.cli.surroundings import drop_foreign_proj
 from satseg.output import AtomicOutput
@@ -60,10 +60,11 @@ def test_score_imports_no_torch(town):
 def struck(request, monkeypatch):
     """Send this process a signal at the first report of progress; the exit status it has to lead to."""
 
-    def strike(self, stage, done, total, note):
+    def strike(*told):
         os.kill(os.getpid(), request.param)
 
-    monkeypatch.setattr(common._Lines, "__call__", strike)
+    monkeypatch.setattr(live.Lines, "__call__", strike)
+    monkeypatch.setattr(live.Lines, "training", strike)
     return 128 + request.param
 
 
@@ -86,7 +87,7 @@ def test_stopped_training_leaves_its_run_folder_only(run, town, tmp_path, struck
 def test_stopped_training_is_resumed(run, town, tmp_path, monkeypatch):
     args = ("train", "--data", town / "a.tif", town / "a.gpkg", "-o", tmp_path / "m.safetensors", *TINY)
     with monkeypatch.context() as patched:
-        patched.setattr(common._Lines, "__call__", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr(live.Lines, "training", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
         assert run(*args).status == 143
     run(*args).refused(4, "E-OUT-010")
     run(*args, "--resume").done()

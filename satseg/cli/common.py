@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
+from satseg.cli.live import Lines, terminal
 from satseg.progress import Progress, silent
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,46 +68,14 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress_bar(ctx: click.Context) -> Iterator[Progress]:
-    """A bar on stderr when that is a terminal, a line every tenth otherwise, nothing with ``-q``."""
+    """A bar on stderr when that is a terminal, a line every tenth otherwise, nothing with ``-q``.
+
+    A training is told as a table in the terminal, else as a line for each validation.
+    """
     if ctx.obj["quiet"]:
         yield silent
     elif sys.stderr.isatty():
-        with _rich_bar() as progress:
+        with terminal() as progress:
             yield progress
     else:
-        yield _Lines()
-
-
-@contextmanager
-def _rich_bar() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: float, total: float, note: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, note=note)
-            bar.update(tasks[stage], completed=done, total=total, note=note)
-
-        yield report
-
-
-class _Lines:
-    """Progress for logs: one line per tenth of a stage."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, int] = {}
-        self._started = time.monotonic()
-
-    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
-        tenth = int(10 * done / total) if total else 10
-        if tenth > self._last.get(stage, -1):
-            self._last[stage] = tenth
-            seconds = time.monotonic() - self._started
-            click.echo(f"{stage} {10 * tenth:3d} %  {seconds:6.0f} s  {note}".rstrip(), err=True)
+        yield Lines()
