@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from satseg.errors import UsageError
-from satseg.run import RunConfig
+from satseg.run import NO_AUGMENTATION, AugmentOptions, RunConfig
 
 
 def test_printed_config_reads_back_as_itself(tmp_path):
@@ -40,6 +40,10 @@ def test_minutes_and_steps_together_are_refused():
         ("[model]\nnorm = 'group'\n", "norm"),
         ("[train]\nminutes = 5\nminutes = 6\n", "line"),
         ("[train\n", "line"),
+        ("[train]\naugment = false\n", "augment"),
+        ("[augment]\nflip = true\n", "flip"),
+        ("[augment]\nrotate = 1.5\n", "rotate"),
+        ("[augment]\nzoom = [1.4, 0.7]\n", "zoom"),
     ],
 )
 def test_faults_of_a_run_file_are_named_with_their_line(tmp_path, text, said):
@@ -79,3 +83,49 @@ def test_paths_of_a_run_file_are_relative_to_it(tmp_path):
     (item,) = RunConfig.from_file(path).data.scenes
     assert item.scene == str(tmp_path / "a.tif")
     assert item.labels == str(tmp_path / "sub" / "a.gpkg")
+
+
+def test_augment_section_is_read_and_printed(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[augment]\nd4 = false\nzoom = [0.5, 2]\nmixup = 0.25\n")
+    config = RunConfig.from_file(path, ["augment.rotate=0.1"])
+    assert config.augment == AugmentOptions(d4=False, zoom=(0.5, 2.0), mixup=0.25, rotate=0.1)
+    assert config.changes == config.augment
+    path.write_text(config.to_toml())
+    assert RunConfig.from_file(path) == config
+
+
+def test_augment_options_may_be_given_flat():
+    config = RunConfig.from_options({"zoom": (0.9, 1.1), "cutmix": 0.5})
+    assert (config.augment.zoom, config.augment.cutmix) == ((0.9, 1.1), 0.5)
+    assert config.augment.gain == AugmentOptions().gain
+
+
+def test_run_that_is_not_augmented_changes_nothing_whatever_the_section_says():
+    assert RunConfig.from_options({"augmented": False, "noise": 1.0}).changes == NO_AUGMENTATION
+
+
+def test_no_augmentation_is_without_any_change():
+    values = NO_AUGMENTATION.model_dump()
+    assert (values.pop("d4"), values.pop("zoom")) == (False, (1.0, 1.0))
+    assert set(values) == set(AugmentOptions.model_fields) - {"d4", "zoom"}
+    assert set(values.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"zoom": (0.0, 1.0)}, {"zoom": (1.4, 0.7)}, {"zoom": (0.05, 1.0)}, {"zoom": (1.0, 11.0)},
+     {"zoom": (float("nan"), 1.0)}, {"zoom": (0.7, float("nan"))}, {"zoom": (1.0,)}, {"gain": 1.0}, {"gain": -0.1},
+     {"offset": -1.0}, {"offset": float("inf")}, {"brightness": 1.0}, {"gamma": 2.1}, {"shade": -0.1}, {"blur": 1.1},
+     {"noise": float("nan")}, {"noise": -0.1}, {"band_drop": 1.1}, {"rotate": -0.1}, {"cutmix": 1.1},
+     {"mixup": float("nan")}, {"d4": 2}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_augmentation_is_refused(values):
+    with pytest.raises(UsageError, match=next(iter(values))):
+        RunConfig.from_options(values)
+
+
+@pytest.mark.parametrize("zoom", [(0.1, 10.0), (1.0, 1.0), (2.0, 2.0)])
+def test_zoom_may_reach_its_limits(zoom):
+    assert AugmentOptions(zoom=zoom).zoom == zoom

@@ -52,9 +52,7 @@ def positions(view: View, size: int, height: int, width: int):
     """Rows and columns (S, S) in a mirrored scene of the chip's pixel centres; whole where a pixel is hit."""
     u, v = np.meshgrid(*[np.arange(size) - (size - 1) / 2] * 2, indexing="ij")
     places = []
-    for centre, down, right, count in zip(
-        (view.row, view.col), view.down, view.right, (height, width), strict=True
-    ):
+    for centre, down, right, count in zip((view.row, view.col), view.down, view.right, (height, width), strict=True):
         at = centre - 0.5 + down * u + right * v
         period = max(2 * (count - 1), 1)
         at = np.minimum(at % period, period - at % period) if count > 1 else np.zeros_like(at)
