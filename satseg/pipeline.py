@@ -9,15 +9,15 @@ rooms: `imagery` reads scenes, `learning` knows torch, `vector` makes features, 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import geopandas
 
-from satseg.errors import InputError, OutputError, UsageError
+from satseg.errors import InputError, UsageError
 from satseg.imagery.drivers import is_remote
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
@@ -25,15 +25,19 @@ from satseg.learning.budget import Estimate
 from satseg.learning.bundle import Model, load_model, resolve_device
 from satseg.learning.detection import Detection, DetectOptions
 from satseg.learning.forward import Wanted
-from satseg.learning.grounds import LabelsLike, Pair, PathLike, SceneLike, open_pair, prepare
+from satseg.learning.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
 from satseg.learning.products import Products, Targets
+from satseg.learning.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
 from satseg.ledger import Ledger
-from satseg.output import check_distinct, check_writable, os_errors_as_output_errors, write_text
+from satseg.output import AtomicOutput, check_distinct, check_writable, os_errors_as_output_errors
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
 from satseg.run import LabelledScene, RunConfig
 from satseg.vector.features import check_target
+
+if TYPE_CHECKING:
+    from satseg.learning.plan import Plan
 
 LabelledPair: TypeAlias = "tuple[SceneLike, LabelsLike] | LabelledScene"
 
@@ -70,28 +74,62 @@ def train(
     UsageError, InputError, LabelError, BandError, OutputError
         Before training starts, for anything wrong with options, data or outputs.
     """
-    run = RunConfig.from_options(options, base=config)
-    resolve_device(run.train.device)
-    pairs = _open_pairs(data or run.data.scenes, run)
-    valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run)
-    if output is not None:
-        _check_model_name(output)
-        check_writable(output, overwrite=overwrite or resume)
-    place, note = _run_place(run_dir, output), run.to_toml() + _told(pairs, valid_pairs)
-    if place is not None:
-        _check_run(place, note, resume=resume, overwrite=overwrite)
-    prepared = prepare(pairs, valid_pairs, run)
+    ready = _ready_to_train(
+        data, valid_data, RunConfig.from_options(options, base=config), output=output, run_dir=run_dir,
+        resume=resume, overwrite=overwrite,
+    )  # fmt: skip
     # Lightning takes seconds to import: neither detection nor a refusal need pay them.
     from satseg.learning.recipe import build_learner, finished_model
+    from satseg.learning.run_page import write_run_page
     from satseg.learning.training import fit
 
+    run, prepared = ready.run, ready.prepared
     learner = build_learner(prepared, run)
-    with _run_folder(place, note, resume=resume) as folder:
+    with run_folder(ready.place, ready.note, resume=resume) as folder:
         outcome = fit(learner, prepared, folder=folder, resume=resume, progress=progress)
-    model = finished_model(learner, prepared, run, outcome)
-    if output is not None:
-        model.save(output, overwrite=overwrite or resume)
+        model = finished_model(learner, prepared, run, outcome)
+        if output is not None:
+            model.save(output, overwrite=overwrite or resume)
+        if ready.place is not None:
+            write_run_page(folder, learner, prepared, run, outcome)
     return model
+
+
+def plan(
+    data: Sequence[LabelledPair] = (),
+    *,
+    output: PathLike | None = None,
+    valid_data: Sequence[LabelledPair] = (),
+    config: RunConfig | None = None,
+    run_dir: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Plan:
+    """Check all that `train` checks with the same arguments, and return what it would do.
+
+    Nothing is trained, and nothing written but ``split.png``, a picture of the split, in a `run_dir` that is given.
+
+    Raises
+    ------
+    UsageError, InputError, LabelError, BandError, OutputError
+        What `train` would raise before it starts.
+    """
+    ready = _ready_to_train(
+        data, valid_data, RunConfig.from_options(options, base=config), output=output, run_dir=run_dir,
+        resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    from satseg.learning.plan import plan_of
+    from satseg.learning.recipe import build_learner
+
+    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run), ready.run)
+    if run_dir is not None:
+        folder = Path(run_dir)
+        with os_errors_as_output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with AtomicOutput(folder / SPLIT_PICTURE, overwrite=True) as out:
+                out.temporary.write_bytes(made.picture())
+    return made
 
 
 def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = silent, **options: Any) -> Raster:
@@ -267,67 +305,42 @@ def _check_model_name(path: PathLike) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A run that has passed all checks of its options, data and outputs."""
+
+    run: RunConfig
+    prepared: Prepared
+    place: Path | None
+    note: str
+
+
+def _ready_to_train(
+    data: Sequence[LabelledPair],
+    valid_data: Sequence[LabelledPair],
+    run: RunConfig,
+    *,
+    output: PathLike | None,
+    run_dir: PathLike | None,
+    resume: bool,
+    overwrite: bool,
+) -> _Ready:
+    """Open and check everything that training needs; nothing is written."""
+    resolve_device(run.train.device)
+    pairs = _open_pairs(data or run.data.scenes, run)
+    valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run)
+    if output is not None:
+        _check_model_name(output)
+        check_writable(output, overwrite=overwrite or resume)
+    place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
+    if place is not None:
+        check_run(place, note, resume=resume, overwrite=overwrite)
+    return _Ready(run, prepare(pairs, valid_pairs, run), place, note)
+
+
 def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:
     pairs = []
     for item in data:
         scene, labels, aoi = (item.scene, item.labels, item.aoi) if isinstance(item, LabelledScene) else (*item, None)
         pairs.append(open_pair(scene, labels, aoi, run.data))
     return pairs
-
-
-def _run_place(run_dir: PathLike | None, output: PathLike | None) -> Path | None:
-    """The folder for checkpoints and logs; None, for a temporary one, when the caller names neither."""
-    if run_dir is not None:
-        return Path(run_dir)
-    return None if output is None else Path(output).with_suffix(".run")
-
-
-def _told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
-    """The data of a run as comments for its note: what a resumed run must share with it."""
-    lines = []
-    for role, group in (("data", pairs), ("valid-data", valid_pairs)):
-        for pair in group:
-            files = ", ".join(map(os.path.realpath, pair.scene.paths))
-            counts = pair.labels["class_name"].value_counts().sort_index()
-            lines.append(f"# {role}: {files}; " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    return "\n".join([*lines, ""])
-
-
-def _check_run(folder: Path, run: str, *, resume: bool, overwrite: bool) -> None:
-    """Raise when `folder` holds another run than the one noted in `run`, or cannot be this one's."""
-    note = folder / "run.toml"
-    with os_errors_as_output_errors(folder):
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is no folder", hint="give another --run-dir", code="E-OUT-011")
-        earlier = note.read_text(encoding="utf-8") if note.exists() else None
-        strange = earlier is None and folder.is_dir() and any(folder.iterdir())
-    if strange:
-        raise OutputError(
-            f"{folder} holds files that are of no run", hint="give another --run-dir", code="E-OUT-012"
-        )
-    if earlier is not None and resume and earlier != run:
-        raise UsageError(
-            f"{note} was written by a run with other options or data",
-            hint="resume with the same ones",
-            code="E-TRN-006",
-        )
-    if earlier is not None and not (resume or overwrite):
-        raise OutputError(
-            f"{folder} holds an earlier run", hint="give --resume to go on with it or --overwrite", code="E-OUT-010"
-        )
-
-
-@contextmanager
-def _run_folder(place: Path | None, run: str, *, resume: bool) -> Iterator[Path]:
-    """Make `place` this run's folder, or a temporary one, and clear what an earlier run left there."""
-    if place is None:
-        with tempfile.TemporaryDirectory(prefix="satseg-run-") as scratch:
-            yield Path(scratch)
-        return
-    if not (resume and (place / "run.toml").exists()):
-        with os_errors_as_output_errors(place):
-            place.mkdir(parents=True, exist_ok=True)
-            for old in (*place.glob("*.ckpt"), *place.glob("events.out.*"), *place.glob("metrics*.csv")):
-                old.unlink(missing_ok=True)
-        write_text(place / "run.toml", run, overwrite=True)
-    yield place

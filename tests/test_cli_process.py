@@ -87,7 +87,8 @@ def test_stopped_training_leaves_its_run_folder_only(run, town, tmp_path, struck
 def test_stopped_training_is_resumed(run, town, tmp_path, monkeypatch):
     args = ("train", "--data", town / "a.tif", town / "a.gpkg", "-o", tmp_path / "m.safetensors", *TINY)
     with monkeypatch.context() as patched:
-        patched.setattr(live.Lines, "training", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
+        for told in ("__call__", "training"):
+            patched.setattr(live.Lines, told, lambda *a: os.kill(os.getpid(), signal.SIGTERM))
         assert run(*args).status == 143
     run(*args).refused(4, "E-OUT-010")
     run(*args, "--resume").done()

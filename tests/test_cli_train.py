@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 from satseg.learning.bundle import read_card
-from tests.commands import TINY
+from tests.commands import TINY, files_under
 
 RUN = """
 [data]
@@ -31,7 +32,7 @@ def options_of(model):
 def test_print_config_shows_every_default_and_reads_back(run, tmp_path):
     printed = run("train", "--print-config").done().out
     content = tomllib.loads(printed)
-    assert set(content) == {"data", "model", "train"}
+    assert set(content) >= {"data", "model", "train"}
     assert content["train"]["minutes"] == 10
     (tmp_path / "run.toml").write_text(printed)
     assert run("train", tmp_path / "run.toml", "--print-config").done().out == printed
@@ -116,3 +117,36 @@ def test_a_finished_run_is_resumed_into_the_same_model(run, town, tmp_path):
     (tmp_path / "m.safetensors").unlink()
     run(*args, "--resume", "train.batch=3").refused(2, "E-TRN-006")
     run(*args, "--data", town / "b.tif", town / "b.gpkg", "--resume").refused(2, "E-TRN-006")
+
+
+def test_a_dry_run_prints_the_plan_and_trains_nothing(run, town, tmp_path):
+    args = ("train", "--data", town / "a.tif", town / "a.gpkg", "--valid-data", town / "b.tif", town / "b.gpkg", *TINY)
+    said = run(*args, "--dry-run").done()
+    assert said.err == ""
+    for text in ("a: 90 x 131 pixels, 1 m, EPSG:32633", "b: 90 x 131", "32 x 32 pixels, 2 a step", "2 steps", "held"):
+        assert text in said.out, said.out
+    found = json.loads(run(*args, "--dry-run", "--json", "-o", tmp_path / "m.safetensors").done().out)
+    assert [item["name"] for item in found["classes"]] == ["a", "b"]
+    assert found["steps"] == 2
+    assert not files_under(tmp_path)
+    run(*args, "--dry-run", "--run-dir", tmp_path / "logs").done()
+    assert files_under(tmp_path) == {tmp_path / "logs", tmp_path / "logs" / "split.png"}
+
+
+def test_a_dry_run_refuses_what_the_run_would(run, town, tmp_path):
+    args = ("train", "--data", town / "a.tif", town / "a.gpkg", *TINY, "--dry-run")
+    run(*args, "-o", tmp_path / "m.pth").refused(2, "E-USE-022")
+    run(*args, "--classes", "a,c").refused(3, "E-LAB-010")
+    run("train", *TINY, "--dry-run").refused(2, "E-TRN-001")
+    run("train", "--print-config", "--json").refused(2, "E-USE-000")
+
+
+def test_a_run_leaves_a_page_beside_its_model(run, town, tmp_path):
+    args = ("train", "--data", town / "a.tif", town / "a.gpkg", "-o", tmp_path / "m.safetensors", *TINY)
+    run(*args).done()
+    page = tmp_path / "m.run" / "report.html"
+    assert page.read_text().startswith("<!doctype html>")
+    page.write_text("of an earlier run")
+    run(*args, "--overwrite").done()
+    assert page.read_text().startswith("<!doctype html>")
+    assert run(*args, "--overwrite", "-q").done().err == ""

@@ -10,8 +10,10 @@ import click
 from satseg.cli.common import (
     classes_option,
     field_option,
+    json_option,
     opening_options,
     overwrite_option,
+    print_json,
     progress_bar,
     scene_argument,
     split,
@@ -45,17 +47,26 @@ from satseg.cli.common import (
 @click.option("--run-dir", type=click.Path(), help="Folder for checkpoints and logs; beside the model if not given.")
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--print-config", is_flag=True, help="Print the whole run file and stop.")
+@click.option(
+    "--dry-run", is_flag=True,
+    help="Check everything, print the plan with a map of the split, and stop; with --run-dir, draw split.png there.",
+)
+@json_option
 @overwrite_option
 @click.pass_context
 def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, ...], **given: Any) -> None:
     """Learn from --data SCENE LABELS pairs, or from RUN.toml; write a model file.
 
-    Every option can stand in the run file; `--print-config` shows them all.
+    Every option can stand in the run file; `--print-config` shows them all. `--dry-run` tells what a run would
+    learn from and what it would take. The run's folder ends with a page, report.html.
     """
     from satseg.run import RunConfig
 
     if run_file is not None and "=" in run_file:
         overrides, run_file = (run_file, *overrides), None
+    as_json, dry_run = given.pop("as_json"), given.pop("dry_run")
+    if as_json and not dry_run:
+        raise click.UsageError("--json goes with --dry-run")
     keys = ("output", "run_dir", "resume", "overwrite", "print_config")
     call: dict[str, Any] = {key: given.pop(key) for key in keys}
     given["scenes"] = _labelled(given.pop("data")) or None
@@ -65,6 +76,12 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     config = RunConfig.from_options(given, base=base)
     if call.pop("print_config"):
         click.echo(config.to_toml())
+        return
+    if dry_run:
+        from satseg.pipeline import plan
+
+        made = plan(config=config, **call)
+        print_json(made.to_dict()) if as_json else click.echo(made.to_text())
         return
     if call["output"] is None:
         raise click.UsageError("give -o/--output MODEL.safetensors")

@@ -1,0 +1,237 @@
+"""Plans: shares and splits are those of the run, nothing is written, and a run's page needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.windows import Window
+
+import satseg
+from satseg.errors import LabelError, OutputError, UsageError
+from satseg.imagery.labels import LabelLayer
+from satseg.learning.chips import ChipReader
+from satseg.learning.examples import shown_side
+from satseg.learning.plan import chip_shares, class_areas, percent, run_sampler, step_bytes
+from satseg.learning.recipe import build_learner
+from satseg.learning.split import Ground
+from satseg.learning.split_map import GAP, HELD, LEARNT, cells, split_sheet, split_text
+from satseg.learning.unet import UNet, UNetConfig
+from satseg.pipeline import plan
+from satseg.run import RunConfig
+from tests.commands import files_under
+from tests.factories import noise, north_up, write_tiff
+from tests.worlds import squares
+
+FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 1, "rounds": 2, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.fixture
+def ground(tmp_path):
+    """An odd scene of 61 x 83 pixels with a held block, and polygons of two classes, two of them overlapping."""
+    path = write_tiff(tmp_path / "s.tif", noise(1, 61, 83), transform=north_up(2.0))
+    scene = satseg.open_scene(path)
+
+    def box(row, col, height, width):
+        return scene.grid.crop(Window(col, row, width, height)).footprint()
+
+    a = np.array([box(2, 3, 10, 20), box(7, 3, 10, 20), box(50, 70, 40, 40)], object)
+    layer = LabelLayer(("a", "b"), (a, np.array([box(30, 30, 1, 1)], object)), scene.grid.crs)
+    return Ground(scene, layer, held=(Window(40, 20, 20, 30),), gap=4)
+
+
+# --- shares
+
+
+def test_areas_are_those_of_burnt_pixels(ground):
+    labelled, areas, counts = class_areas(ground, held=False)
+    planes, known = ground.labels.burn(ground.scene.grid)
+    assert labelled == pytest.approx(known.sum())
+    assert areas == pytest.approx(planes.sum(axis=(1, 2)))
+    assert counts.tolist() == [3, 1]
+    labelled, areas, counts = class_areas(ground, held=True)
+    assert (labelled, *areas, *counts) == (pytest.approx(600), 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("unlabelled", ["background", "ignore"])
+def test_only_labelled_ground_counts(ground, unlabelled):
+    grid, labels = ground.scene.grid, ground.labels
+    aoi = np.array([grid.crop(Window(0, 0, 40, 61)).footprint()], object)
+    ignored = np.array([grid.crop(Window(0, 0, 13, 61)).footprint()], object)
+    layer = LabelLayer(labels.classes, labels.geometries, labels.crs, ignored, aoi, unlabelled)
+    part = Ground(ground.scene, layer)
+    planes, known = layer.burn(grid)
+    labelled, areas, _ = class_areas(part, held=False)
+    assert labelled == pytest.approx(known.sum())
+    assert areas == pytest.approx((planes & known).sum(axis=(1, 2)))
+
+
+def test_bow_ties_do_not_stop_a_plan(ground):
+    grid = ground.scene.grid
+    xs, ys = grid.xy(rows=[10, 20, 20, 10], cols=[10, 30, 10, 30])
+    bow = np.array([shapely.Polygon(np.column_stack([xs, ys]))], object)
+    assert not bow[0].is_valid
+    _, areas, _ = class_areas(Ground(ground.scene, LabelLayer(("a",), (bow,), grid.crs)), held=False)
+    assert areas[0] == pytest.approx(100)
+
+
+def test_shares_of_chips_are_those_of_the_chips_drawn(tmp_path):
+    run = RunConfig.from_options({**FAST, "zoom": (1.0, 1.0)})
+    made = plan([squares(tmp_path)], config=run)
+    learner, (ground,) = build_learner(made.prepared, run), made.prepared.grounds
+    sampler, reader = run_sampler((ground,), learner), ChipReader(ground, cache_bytes=2**24, blank=True)
+    drawn = [reader.view(sampler.place(number)[1], size=32) for number in range(60)]
+    seen = np.mean([(chip.target * chip.labelled).any(axis=(1, 2)) for chip in drawn], axis=0)
+    assert chip_shares((ground,), sampler, 60) == pytest.approx(seen, abs=0.1)  # outlines that touch are no pixels
+    reader.close()
+
+
+@given(st.floats(1e-11, 1.0))
+def test_percentages_have_three_digits_however_small(share):
+    text = percent(share)
+    assert float(text.removesuffix(" %")) == pytest.approx(100 * share, rel=0.0051)
+    assert re.fullmatch(r"\d+(\.\d+)? %", text)
+
+
+def test_percentages_of_a_tiny_class_are_seen():
+    assert [percent(x) for x in (0, 4.123e-5, 0.00777, 0.1549, 1)] == ["0 %", "0.00412 %", "0.777 %", "15.5 %", "100 %"]
+
+
+# --- maps
+
+
+def test_cells_at_full_size_are_the_ground_as_training_sees_it(ground):
+    states = cells(ground, *ground.scene.grid.shape)
+    expected = np.full((61, 83), LEARNT)
+    expected[16:54, 36:64] = GAP
+    expected[20:50, 40:60] = HELD
+    np.testing.assert_array_equal(states, expected)
+    assert (cells(Ground(ground.scene, ground.labels), 5, 7, validation=True) == HELD).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (700, 2), (61, 83)])
+def test_text_maps_fit_a_terminal(tmp_path, height, width):
+    scene = satseg.open_scene(write_tiff(tmp_path / "s.tif", noise(1, height, width), crs=None))
+    layer = LabelLayer(("a",), (np.array([scene.grid.footprint()], object),), None)
+    lines = split_text(Ground(scene, layer, held=(Window(0, 0, 1, 1),))).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert 1 <= len(lines) <= 24
+    assert 1 <= len(lines[0]) <= 64
+
+
+def test_pictures_of_several_scenes_stand_below_each_other(ground):
+    whole = Ground(ground.scene, ground.labels)
+    one = split_sheet([ground], [ground], {"a": "#ff0000", "b": "#00ff00"}, image=True)
+    two = split_sheet([ground], [whole], {"a": "#ff0000", "b": "#00ff00"})
+    assert one.shape == (3, 61, 83)
+    assert two.shape == (3, 61 + 8 + 61, 83)
+    assert (two[:, 30, 50] != two[:, 30, 20]).any()
+
+
+# --- memory
+
+
+def test_a_step_takes_what_its_batch_and_weights_take():
+    network = UNet(UNetConfig(bands=3, classes=2, width=8, depth=3, stem=1))
+    small, large = (step_bytes(network, batch=batch, bands=3, chip=64) for batch in (1, 4))
+    weights = 16 * sum(p.numel() for p in network.parameters())
+    assert large - weights == pytest.approx(4 * (small - weights), rel=0.01)
+    assert small - weights > 64 * 64 * 4 * (3 + 4 * 8)  # image, and two convolutions with norms at full resolution
+    assert network.training
+    assert next(network.parameters()).device.type == "cpu"
+
+
+# --- plans
+
+
+def test_a_plan_tells_of_the_run_and_writes_nothing(tmp_path):
+    data = [squares(tmp_path)]
+    before = files_under(tmp_path)
+    made = plan(data, output=tmp_path / "m.safetensors", steps=5, **FAST)
+    assert files_under(tmp_path) == before
+    (scene,), (a, b) = made.scenes, made.classes
+    assert (scene.name, scene.height, scene.width, scene.crs) == ("scene", 200, 330, "EPSG:32633")
+    assert (made.bands, made.steps, made.minutes, made.pixels_per_step) == (("red", "nir"), 5, None, 4 * 32**2)
+    assert a.features + b.features == len(data[0][1])
+    assert a.area_share == pytest.approx(a.features * 144 / (200 * 330))
+    assert 0 < a.held_share < 0.6
+    assert 0 < a.chip_share <= 1
+    model = satseg.train(data, steps=2, **FAST)
+    assert made.parameters == sum(p.numel() for p in model.network.parameters())
+    assert json.loads(json.dumps(made.to_dict()))["classes"][0]["name"] == "a"
+
+
+def test_a_plan_draws_the_split_where_it_is_told_to_and_training_goes_on_there(tmp_path):
+    data, folder = [squares(tmp_path)], tmp_path / "runs" / "one"
+    plan(data, run_dir=folder, steps=2, **FAST)
+    assert [path.name for path in folder.iterdir()] == ["split.png"]
+    header = (folder / "split.png").read_bytes()[16:24]
+    assert (int.from_bytes(header[:4]), int.from_bytes(header[4:])) == (330, 200)
+    plan(data, run_dir=folder, steps=2, **FAST)
+    satseg.train(data, run_dir=folder, steps=2, **FAST)
+    assert (folder / "report.html").exists()
+    with pytest.raises(OutputError, match="earlier run"):
+        plan(data, run_dir=folder, steps=2, **FAST)
+
+
+def test_a_plan_refuses_what_training_refuses(tmp_path):
+    path, labels = squares(tmp_path)
+    cases = [
+        ([], {}, UsageError), ([(path, labels)], {"classes": ("a", "c")}, LabelError),
+        ([(path, labels)], {"chip": 33}, UsageError), ([(path, labels)], {"output": tmp_path / "m.pth"}, UsageError),
+        ([(path, labels)], {"output": tmp_path / "absent" / "m.safetensors"}, OutputError),
+    ]  # fmt: skip
+    for data, options, kind in cases:
+        with pytest.raises(kind):
+            plan(data, **{**FAST, "steps": 2, **options})
+
+
+def test_a_scene_without_crs_and_one_to_validate_on(tmp_path):
+    data, other = squares(tmp_path, crs=None), squares(tmp_path, name="other", height=70, width=111, crs=None)
+    made = plan([data], valid_data=[other], steps=2, **FAST)
+    assert [(scene.role, scene.held_share, scene.gsd_m) for scene in made.scenes] == [
+        ("training", 0.0, None), ("validation", 1.0, None),
+    ]  # fmt: skip
+    features = [item.features + item.held_features for item in made.classes]
+    assert sum(features) == len(data[1]) + len(other[1])
+    assert "no CRS; all of it held" in made.to_text()
+    assert made.picture().startswith(b"\x89PNG")
+
+
+# --- the page of a run
+
+
+@pytest.mark.parametrize("case", ["two bands", "one band", "no CRS", "no truth to validate on", "mixed"])
+def test_the_page_needs_nothing_from_outside(tmp_path, case):
+    path, labels = squares(tmp_path, crs=None if case == "no CRS" else "EPSG:32633")
+    options = {**FAST, "steps": 4, "run_dir": tmp_path / "run"}
+    options |= {"bands": ("nir",)} if case == "one band" else {}
+    options |= {"mixup": 1.0, "cutmix": 1.0} if case == "mixed" else {}
+    if case == "no truth to validate on":
+        other, theirs = squares(tmp_path, name="other", height=70, width=111, x=600_000.0)
+        options["valid_data"] = [(other, theirs[theirs["class_name"] == "a"])]
+    labels["class_name"] = labels["class_name"].replace({"a": "<a&>"} if case == "two bands" else {})
+    satseg.train([(path, labels)], **options)
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    assert set(re.findall(r'src="(\w+:[\w/]+);', text)) == {"data:image/png"}
+    assert len(re.findall("<img", text)) == 12 * 3 + (2 if "valid_data" in options else 1)
+    assert len(re.findall("<svg", text)) == 3 + (1 if "valid_data" in options else 2)
+    assert ("&lt;a&amp;&gt;" in text, "<a&>" in text) == (case == "two bands", False)
+    assert ("for want of truth" in text) == (case == "no truth to validate on")
+    assert "[train]" in text
+
+
+@given(st.integers(1, 80), st.sampled_from([1, 4, 16, 64]), st.integers(0, 150))
+def test_shown_chips_fit_the_network(count, stride, crop):
+    chip = (2 * crop // stride + count) * stride
+    side = shown_side(chip, stride=stride, crop=crop)
+    assert side % stride == 0
+    assert 2 * crop < side <= chip
+    assert side <= max(256, 2 * crop + stride)
