@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import copy
 import os
-from importlib import import_module
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from satseg.errors import DependencyError
 from satseg.learning.bundle import Model
 from satseg.learning.folding import lean
+from satseg.learning.machine import optional_package
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
-__all__ = ["export_onnx", "onnx_bytes", "optional_package", "noise_for", "INPUT", "OUTPUT", "OPSET"]
+__all__ = ["export_onnx", "onnx_bytes", "noise_for", "INPUT", "OUTPUT", "OPSET"]
 
 INPUT, OUTPUT = "image", "logits"
 """Names of the graph's input (batch, bands, rows, cols) and output (batch, classes, rows, cols), float32."""
@@ -73,22 +71,6 @@ def onnx_bytes(model: Model) -> bytes:
     entry.key, entry.value = METADATA_KEY, model.card.to_json()
     content: bytes = document.SerializeToString()
     return content
-
-
-def optional_package(name: str, *, extra: str) -> ModuleType:
-    """Return the package `name`, which the extra of that name installs.
-
-    Raises
-    ------
-    DependencyError
-        It is not installed (E-DEP-010).
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise DependencyError(
-            f"package {name} is not installed", hint=f'pip install "satseg[{extra}]"', code="E-DEP-010"
-        ) from error
 
 
 def noise_for(model: Model, *, batch: int = 1) -> Tensor:

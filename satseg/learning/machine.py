@@ -1,13 +1,17 @@
-"""What the machine at hand can do for training: number formats in hardware, and cores that are free."""
+"""What the machine at hand can do: number formats in hardware, cores that are free, packages that are there."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
+
+from satseg.errors import DependencyError
 
 SAMPLE_SECONDS = 0.5
 PROC_STAT = Path("/proc/stat")
@@ -21,6 +25,22 @@ def bf16_is_native(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def optional_package(name: str, *, extra: str) -> ModuleType:
+    """Return the package `name`, which the extra of that name installs.
+
+    Raises
+    ------
+    DependencyError
+        It is not installed (E-DEP-010).
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DependencyError(
+            f"package {name} is not installed", hint=f'pip install "satseg[{extra}]"', code="E-DEP-010"
+        ) from error
 
 
 @contextmanager

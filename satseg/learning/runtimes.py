@@ -21,8 +21,9 @@ from torch import Tensor
 
 from satseg.errors import DependencyError, UsageError
 from satseg.learning.bundle import Model
-from satseg.learning.export import INPUT, OUTPUT, noise_for, onnx_bytes, optional_package
+from satseg.learning.export import INPUT, OUTPUT, noise_for, onnx_bytes
 from satseg.learning.folding import lean, onednn_fuses
+from satseg.learning.machine import optional_package
 
 __all__ = ["Runtime", "ENGINES", "make_runtime", "agreement"]
 
