@@ -1,9 +1,9 @@
 """How wide a tile's margin must be for a trained network: measured, since it is less than all it could be.
 
-A network can look as far as its layers reach (`unet.reach`), and hardly does: influence fades with
+A network can look as far as its layers reach (`Network.reach`), and hardly does: influence fades with
 distance. A smaller halo means fewer pixels computed twice and lower row bands, so that it decides both time
 and memory. Measured is what matters: pieces of the training ground are scored with all the margin the network
-can use, and again with less; the halo is the least, of multiples of the stride, from which on no score moves
+can use, and again with less; the halo is the least, of multiples of the stride, with which no score moves
 by more than a tolerance. `--halo exact` takes all of it.
 
 Rejected: the gradient's extent ("effective receptive field", Luo et al. 2016), which says how influence fades
@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import Scene
 from satseg.learning.forward import Standardize
-from satseg.learning.unet import UNet
+from satseg.learning.network import Network
 
 TOLERANCE = 1e-3
 """Greatest change of a score, 0..1, that a halo may leave: masks then differ in about one pixel of a million."""
@@ -31,14 +31,14 @@ PIECES = 8
 
 
 def measure_halo(
-    network: UNet, normalization: Normalization, scenes: Sequence[Scene], *, seed: int = 0, pieces: int = PIECES,
+    network: Network, normalization: Normalization, scenes: Sequence[Scene], *, seed: int = 0, pieces: int = PIECES,
     tolerance: float = TOLERANCE,
 ) -> int:  # fmt: skip
     """Return the margin in pixels beyond which no pixel moves a score by more than `tolerance`.
 
     Parameters
     ----------
-    network : UNet
+    network : Network
         Trained; on any device.
     normalization : Normalization
         Of the scenes' bands.
@@ -70,7 +70,7 @@ def measure_halo(
 
 
 def _images(
-    scenes: Sequence[Scene], network: UNet, normalize: Standardize, device: torch.device, *, seed: int, pieces: int
+    scenes: Sequence[Scene], network: Network, normalize: Standardize, device: torch.device, *, seed: int, pieces: int
 ) -> Iterable[torch.Tensor]:
     """Normalised pieces (1, C, h, w) of the scenes with all the margin there is, at places drawn for each."""
     rng, stride = np.random.default_rng(seed), network.stride
@@ -86,8 +86,12 @@ def _images(
 
 
 @torch.inference_mode()
-def _enough_for(network: UNet, image: torch.Tensor, tolerance: float, *, at_least: int) -> int:
-    """Least halo, from `at_least` on, down to which no score of the core of `image` moves by more."""
+def _enough_for(network: Network, image: torch.Tensor, tolerance: float, *, at_least: int) -> int:
+    """Least halo, from `at_least` on, with which no score of the core of `image` moves by more: found by halving.
+
+    Change is taken to fall with width, and what is returned has been tried; going down stride by stride would take
+    minutes for networks that reach over 500 pixels.
+    """
     exact, stride, crop, size = network.halo, network.stride, network.crop, image.shape[-1]
 
     def core_scores(halo: int) -> torch.Tensor:
@@ -96,7 +100,15 @@ def _enough_for(network: UNet, image: torch.Tensor, tolerance: float, *, at_leas
         logits: torch.Tensor = network(image[..., cut, cut])
         return logits[..., kept, kept].float().sigmoid()
 
-    full, enough = core_scores(exact), exact
-    while enough - stride >= at_least and float((core_scores(enough - stride) - full).abs().max()) <= tolerance:
-        enough -= stride
-    return enough
+    full = core_scores(exact)
+
+    def holds(halo: int) -> bool:
+        return float((core_scores(halo) - full).abs().max()) <= tolerance
+
+    if at_least == exact or holds(at_least):
+        return at_least
+    fails, enough = at_least // stride, exact // stride
+    while enough - fails > 1:
+        middle = (fails + enough) // 2
+        fails, enough = (fails, middle) if holds(middle * stride) else (middle, enough)
+    return enough * stride
