@@ -53,10 +53,19 @@ class DataOptions(BaseModel):
 
 
 class ModelOptions(BaseModel):
-    """`[model]`: the plain UNet; see `satseg.learning.unet` for what each does."""
+    """`[model]`: the plain UNet, or a network on an encoder of segmentation-models-pytorch.
+
+    See `satseg.learning.unet` and `satseg.learning.zoo` for what each does.
+    """
 
     model_config = STRICT
 
+    encoder: str | None = Field(None, description="such as resnet34; the plain UNet without")
+    arch: Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "manet", "linknet"] = "unet"
+    weights: str | None = Field(None, description="of the encoder at the start: a file, or a name such as imagenet")
+    freeze: float = Field(0.0, ge=0, le=1, description="share of the budget in which the encoder stays as it is")
+    encoder_rate: float = Field(1.0, gt=0, le=100, description="factor on the encoder's learning rate")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor from one quarter of the encoder to the one before")
     width: int = Field(32, ge=1, description="filters of the finest level")
     width_multiplier: float = 2.0
     depth: int = Field(4, ge=1, le=8, description="levels")
@@ -67,6 +76,29 @@ class ModelOptions(BaseModel):
     upsampling: Literal["nearest", "bilinear", "transposed"] = "nearest"
     crop: int = Field(0, ge=0, description="pixels cut from each side of the output")
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _of_one_network(self) -> ModelOptions:
+        names = set(type(self).model_fields) - {"encoder"}
+        idle = names - OF_ENCODERS if self.encoder else OF_ENCODERS
+        moved = [name for name in sorted(idle) if getattr(self, name) != type(self).model_fields[name].default]
+        if moved and self.encoder:
+            raise ValueError(f"{', '.join(moved)}: for the plain UNet alone, not for encoder {self.encoder!r}")
+        if moved:
+            raise ValueError(f"{', '.join(moved)}: for encoders alone; give one, such as encoder='resnet34'")
+        if self.freeze and self.weights is None:
+            raise ValueError("freeze keeps an encoder that has learnt nothing; give weights too")
+        return self
+
+
+OF_ENCODERS = {"arch", "weights", "freeze", "encoder_rate", "layer_decay"}
+"""Options of `[model]` that mean nothing to the plain UNet."""
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+
+
+def names_file(weights: str) -> bool:
+    """Whether `weights` is the name of a file, not one of published weights."""
+    return weights.endswith(WEIGHT_FILES)
 
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -160,7 +192,7 @@ class RunConfig(BaseModel):
     def from_file(cls, path: PathLike, overrides: Sequence[str] = ()) -> RunConfig:
         """The run file at `path` with ``section.key=value`` overrides, values written as in TOML.
 
-        Scene and label paths are relative to the run file.
+        Paths of scenes, labels and weights are relative to the run file.
 
         Raises
         ------
@@ -170,7 +202,10 @@ class RunConfig(BaseModel):
             An override is not of the form ``section.key=value``.
         """
         config = cls.from_overrides(overrides, read_toml(path), path)
-        return config.model_copy(update={"data": _anchored(config.data, Path(path).parent)})
+        folder = Path(path).parent
+        return config.model_copy(
+            update={"data": _anchored(config.data, folder), "model": _with_weights_of(config.model, folder)}
+        )
 
     @classmethod
     def from_overrides(
@@ -272,6 +307,12 @@ def _anchored(data: DataOptions, folder: Path) -> DataOptions:
     return data.model_copy(
         update={"scenes": tuple(map(anchor, data.scenes)), "valid_scenes": tuple(map(anchor, data.valid_scenes))}
     )
+
+
+def _with_weights_of(model: ModelOptions, folder: Path) -> ModelOptions:
+    if model.weights is None or not names_file(model.weights):
+        return model
+    return model.model_copy(update={"weights": placed(model.weights, folder)})
 
 
 def _toml(value: Any) -> str | None:
