@@ -22,7 +22,7 @@ FLOORS = [
 ]
 DOORS = {
     "rasterio.open": {"imagery/scene.py", "imagery/writer.py"},
-    "safetensors": {"learning/bundle.py"},
+    "safetensors": {"learning/bundle.py", "learning/weights.py"},
     "pyogrio": {
         "vector/features.py", "vector/formats.py", "vector/sinks.py", "vector/written.py", "pipeline.py", "cli/env.py",
     },

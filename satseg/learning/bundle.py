@@ -19,7 +19,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from torch import Tensor
 
 import satseg
 from satseg.errors import BandError, ModelError, OutputError, UsageError
-from satseg.learning.card import CHECKSUM, FORMAT_VERSION, Architecture, ModelCard, canonical, checksum
-from satseg.learning.unet import UNet, UNetConfig, parameter_count
+from satseg.learning.architectures import architecture_of, saved_network
+from satseg.learning.card import CHECKSUM, FORMAT_VERSION, ModelCard, canonical, checksum
+from satseg.learning.network import Network
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
 __all__ = [
@@ -56,7 +57,7 @@ ONLY_OURS = "satseg reads only model files that it wrote itself: other formats c
 
 
 def save_bundle(
-    path: str | os.PathLike[str], network: UNet, card: ModelCard, *, overwrite: bool = False
+    path: str | os.PathLike[str], network: Network, card: ModelCard, *, overwrite: bool = False
 ) -> None:
     """Write `network` and `card` under `path`, read the file back, and only then give it its name.
 
@@ -83,23 +84,20 @@ def save_bundle(
             ) from error
 
 
-def load_bundle(path: str | os.PathLike[str]) -> tuple[UNet, ModelCard]:
+def load_bundle(path: str | os.PathLike[str]) -> tuple[Network, ModelCard]:
     """Return the network (on the CPU, in evaluation mode) and the card stored at `path`.
 
     Raises
     ------
     ModelError
         Anything but a whole, unchanged model file; the codes stand at the top of this module.
+    DependencyError
+        The package that its network is from is not installed (E-DEP-010).
     """
     path = Path(path)
     card, weights = _card_and_weights(path)
     try:
-        config = UNetConfig(**card.architecture.arguments)  # type: ignore[arg-type]  # checked by UNetConfig
-        # No memory before sizes have been compared. torch's meta device would do, at 150 MB for its own modules.
-        if parameter_count(config) > sum(value.numel() for value in weights.values()):
-            raise UsageError(f"{card.architecture.arguments} asks for more than there are")
-        network = UNet(config)
-        network.load_state_dict(weights, assign=True)
+        network = saved_network(card.architecture, weights)
     except (TypeError, UsageError, RuntimeError) as error:
         raise ModelError(
             f"{path}: the weights do not fit the card: {error}", code="E-MOD-019", path=path
@@ -119,11 +117,6 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
     """
     path = Path(path)
     return _card(_header(path), path)
-
-
-def architecture_of(network: UNet) -> Architecture:
-    """Return the architecture part of a card for `network`."""
-    return Architecture(arguments=asdict(network.config))
 
 
 def current_versions() -> dict[str, str]:
@@ -249,13 +242,13 @@ class Model:
     Parameters
     ----------
     card : ModelCard
-    network : UNet
+    network : Network
         On `device`, in evaluation mode.
     device : torch.device
     """
 
     card: ModelCard
-    network: UNet
+    network: Network
     device: torch.device
 
     @property
@@ -309,7 +302,8 @@ class Model:
         found = self.card.scores.get("validation_jaccard")
         scores = found if isinstance(found, dict) else {}
         gsd = "as the scene" if self.card.gsd_m is None else f"{self.card.gsd_m:.3g} m"
-        lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {self.network.halo}"]
+        reach = "a reach without end" if self.network.reach is None else self.network.halo
+        lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {reach}"]
         for name, level in self.thresholds.items():
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"

@@ -47,9 +47,9 @@ class _Part(BaseModel):
 
 
 class Architecture(_Part):
-    """A network by name, and the arguments that build it."""
+    """A network by name, and the arguments that build it; "smp": of segmentation-models-pytorch."""
 
-    name: Literal["unet"] = "unet"
+    name: Literal["unet", "smp"] = "unet"
     arguments: dict[str, bool | int | float | str]
 
 

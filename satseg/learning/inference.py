@@ -48,11 +48,18 @@ def chosen_halo(model: Model, halo: int | Literal["exact"] | None) -> int:
     Raises
     ------
     GridError
-        It does not even cover the network's own valid-centre crop (E-GRID-010).
+        It does not even cover the network's own valid-centre crop (E-GRID-010), or "exact" is asked for
+        and the network's reach has no end (E-GRID-013).
     """
     if halo is None:
         return model.halo
     if halo == "exact":
+        if model.network.reach is None:
+            raise GridError(
+                "halo exact: this network looks at all of a tile, no halo makes tiles equal the whole scene",
+                hint=f"give pixels, such as {model.network.halo}, or leave it out for the measured {model.halo}",
+                code="E-GRID-013",
+            )
         return model.network.halo
     if halo < model.network.crop:
         raise GridError(

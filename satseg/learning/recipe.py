@@ -7,6 +7,7 @@ rests on is said in the modules that implement it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,16 +17,19 @@ import torch
 from satseg.crs import describe
 from satseg.errors import UsageError
 from satseg.imagery.scene import Scene
+from satseg.learning.architectures import architecture_of, library_versions, new_network
 from satseg.learning.augment import step_generator
-from satseg.learning.bundle import Model, architecture_of, current_versions, resolve_device
+from satseg.learning.bundle import Model, current_versions, resolve_device
 from satseg.learning.card import BandCard, FileHash, ModelCard, Training, TrainingSource
 from satseg.learning.grounds import Prepared
 from satseg.learning.halo import TOLERANCE, measure_halo
+from satseg.learning.network import Network
 from satseg.learning.split import Ground
 from satseg.learning.training import Learner, Outcome
-from satseg.learning.unet import UNet, UNetConfig
-from satseg.run import RunConfig
+from satseg.run import RunConfig, names_file
 from satseg.specs import list_sensors, sensor_spec
+
+log = logging.getLogger(__name__)
 
 RARE = 0.01
 """Share of the ground that a class is taken to cover before training: the head's first bias."""
@@ -38,23 +42,32 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
     ------
     UsageError
         A model option is out of range, or the device is not here.
+    ModelError, DependencyError
+        As `zoo.ZooNet`, for a network with an encoder.
     """
     device = resolve_device(run.train.device)
-    config = UNetConfig(bands=len(prepared.bands), classes=len(prepared.classes), **run.model.model_dump())
-    if run.train.chip % config.stride or run.train.chip <= 2 * config.crop:
+    network = new_network(
+        run.model, bands=len(prepared.bands), classes=len(prepared.classes), prior=RARE,
+        generator=step_generator(run.train.seed, 0),
+    )  # fmt: skip
+    smallest, stride = max(run.train.chip, 2 * network.crop + 1), network.stride
+    if run.train.chip < smallest or run.train.chip % stride:
         raise UsageError(
-            f"chip {run.train.chip} is no multiple of the network's stride {config.stride} above its crop",
-            hint=f"give {-(-max(run.train.chip, 2 * config.crop + 1) // config.stride) * config.stride}",
+            f"chip {run.train.chip} is no multiple of the network's stride {stride} above its crop",
+            hint=f"give {-(-smallest // stride) * stride}",
             code="E-TRN-007",
         )
-    network = UNet(config, prior=RARE, generator=step_generator(run.train.seed, 0))
+    if run.model.encoder and run.train.batch < 2:
+        raise UsageError(
+            "batch 1 leaves the network's normalisation nothing to compare", hint="give batch=2", code="E-TRN-017"
+        )
     names = tuple(item.name for item in prepared.classes)
     return Learner(network, prepared.normalization, run, classes=names, device=device)
 
 
 def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome) -> Model:
     """Return the trained network with its card: what it needs, what it learnt from, how it scored."""
-    network = learner.network.eval()
+    network: Network = learner.network.eval()
     scenes = [ground.scene for ground in prepared.grounds]
     scene = scenes[0]
     classes = tuple(
@@ -66,23 +79,38 @@ def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
-        options=run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}}),
+        options=_told(run),
     )
+    halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
+    if network.reach is None and halo == network.halo:
+        log.warning(
+            "the network looks at all of a tile: no halo of up to %d pixels keeps scores within %g, seams may show",
+            halo, TOLERANCE,
+        )  # fmt: skip
     card = ModelCard(
         architecture=architecture_of(network),
         bands=_band_cards(prepared.bands, run.data.sensor, scene),
         gsd_m=prepared.gsd_m,
         normalization=prepared.normalization,
         classes=classes,
-        halo=measure_halo(network, prepared.normalization, scenes, seed=run.train.seed),
+        halo=halo,
         halo_tolerance=TOLERANCE,
         stride=network.stride,
         sensor=scene.sensor,
         training=training,
         scores=_scores(learner.classes, outcome),
-        versions=current_versions(),
+        versions=current_versions() | library_versions(network),
     )
     return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
+
+
+def _told(run: RunConfig) -> dict[str, object]:
+    """Options as a card keeps them: without the folders of this machine."""
+    options = run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}})
+    weights = run.model.weights
+    if weights is not None and names_file(weights):
+        options["model"]["weights"] = Path(weights).name
+    return options
 
 
 def _scores(classes: Sequence[str], outcome: Outcome) -> dict[str, object]:
