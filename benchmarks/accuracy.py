@@ -1,0 +1,315 @@
+"""How well satseg and its rivals find buildings in a place none has seen, after the same CPU time.
+
+One place of three is left out in turn: trained on two towns, scored on the third. satseg is its default recipe,
+through `satseg.train` and `satseg.detect`, with nothing tuned; rivals are in `benchmarks.recipes`. Every training
+has a process of its own with one thread and so many CPU-minutes, reading inside, imports and prediction outside
+(`benchmarks.trainings`). Pooled scores are ratios of counts summed over places.
+
+Hours of training come in several runs: rows are kept by (system, minutes, seed, place) in results/accuracy.json
+as they are made, a later row replaces an earlier one, and the table is made of all. Rejected: a split within one
+scene, whose roofs and light a network knows from training. Run as ``python -m benchmarks.accuracy``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby, product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from benchmarks.recipes import NEEDS, RECIPES
+from benchmarks.timing import RESULTS, Goal, Report, parse
+from benchmarks.trainings import OURS, WITH_TTA, Job, Row
+from satseg.run import RunConfig
+
+ROOT = Path(__file__).parents[1]
+ROWS = RESULTS / "accuracy.json"
+PLACES = {"banepa": "banepa_1", "zanzibar": "zanzibar_1", "nairobi": "nairobi_1"}
+SYSTEMS = (OURS, *RECIPES)
+MINUTES, QUICK_MINUTES = (3.0, 10.0, 30.0), (0.4,)
+POOLED = "pooled"
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GDAL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+PACKAGES = ("satseg", "torch", "lightning", "segmentation_models_pytorch", "torchgeo", "geoai-py")
+HEADER = (
+    "CPU-min", "scored on", "system", "seeds", "polygon J", "pixel J", "F1", "scores' J: own threshold",
+    "best (at)", "steps", "MPix", "CPU-s/MPix", "CPU-min / wall", "detection, CPU-s", "parameters",
+)  # fmt: skip
+
+
+def jobs(options: argparse.Namespace, systems: dict[str, dict[str, Any]]) -> Iterator[Job]:
+    """Yield every training; systems take turns, so that a slow hour hits all."""
+    data = os.environ.get("SATSEG_DATA", ROOT.parent / "shared" / "data")
+    folder = os.fspath(Path(data).resolve() / "buildings_oam")
+    keep = options.keep and os.path.abspath(options.keep)
+    for minutes, seed, place in product(options.minutes, options.seeds, options.places):
+        learnt = [stem for name, stem in PLACES.items() if name != place]
+        for system, changes in systems.items():
+            yield Job(system, minutes, seed, PLACES[place], folder, learnt, changes, system == OURS, keep)
+
+
+def trained(job: Job) -> list[Row]:
+    """Return what a process of its own makes of `job`.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        It failed; its last words are in `stderr`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        told, result = Path(name) / "job.json", Path(name) / "result.json"
+        told.write_text(json.dumps(asdict(job)), encoding="utf-8")
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.trainings", told, result]
+        alone = {**os.environ, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(command, cwd=ROOT, env=alone, check=True, capture_output=True, text=True)
+        return [Row(**row) for row in json.loads(result.read_text(encoding="utf-8"))]
+
+
+def why_not(system: str) -> str | None:
+    """Return why `system` cannot run here; None when it can."""
+    if system not in NEEDS:
+        return None
+    command = [sys.executable, "-W", "ignore", "-c", f"import {NEEDS[system]}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return last_words(done.stderr) if done.returncode else None
+
+
+def last_words(stderr: str) -> str:
+    """Return the last line of a traceback."""
+    return ([line for line in stderr.splitlines() if line.strip()] or ["no word why"])[-1]
+
+
+def run_all(options: argparse.Namespace, rows: dict[tuple[Any, ...], Row]) -> list[str]:
+    """Train everything asked for into `rows`, which a saving run keeps as it goes; return what went wrong."""
+    systems: dict[str, dict[str, Any]] = {}
+    notes = []
+    for system in options.systems:
+        reason = why_not(system)
+        if reason is None:
+            systems[system] = {}
+        else:
+            notes.append(f"{system} cannot run here: {reason}")
+            print(notes[-1], flush=True)
+    systems |= {f"{OURS} {name}": changes for name, changes in options.ablate}
+    for job in jobs(options, systems):
+        what = f"{job.system}, {job.minutes:g} CPU-min, seed {job.seed}, {job.place}"
+        try:
+            made = trained(job)
+        except subprocess.CalledProcessError as error:
+            notes.append(f"{what} failed: {last_words(error.stderr)}")
+            print(error.stderr, notes[-1], sep="\n", flush=True)
+            continue
+        rows |= {(row.system, row.minutes, row.seed, row.place): row for row in made}
+        told = ", ".join(f"{row.system} {jaccard(row.areas):.3f}" for row in made)
+        spent = f"{made[0].cpu_min:.2f} CPU-min, {made[0].wall_min:.2f} wall, {made[0].steps} steps"
+        print(f"{what}: polygon J {told} ({spent})", flush=True)
+        if options.save:
+            save(rows.values())
+    return notes
+
+
+def jaccard(counts: Sequence[float]) -> float:
+    """Jaccard index of (tp, fp, fn)."""
+    return counts[0] / max(sum(counts), 1e-9)
+
+
+def f1(counts: Sequence[float]) -> float:
+    """F1 of (tp, fp, fn)."""
+    return 2 * counts[0] / max(2 * counts[0] + counts[1] + counts[2], 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of one training or, pooled, of those of one system, budget and seed on several places.
+
+    Parameters
+    ----------
+    rows : list of Row
+        One for each place.
+    """
+
+    rows: list[Row]
+
+    def total(self, counts: str) -> list[float]:
+        """Return the counts called so, summed over places."""
+        return [float(value) for value in np.sum([getattr(row, counts) for row in self.rows], axis=0)]
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """Greatest pixel Jaccard over thresholds that all places share, and where it is."""
+        curves = {level: np.sum([row.curve[level] for row in self.rows], axis=0) for level in self.rows[0].curve}
+        return max((jaccard(counts), float(level)) for level, counts in curves.items())
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """Polygon and pixel Jaccard, F1, Jaccard of the scores at their own threshold and at the best."""
+        totals = (self.total(counts) for counts in ("areas", "pixels", "objects", "own"))
+        areas, pixels, objects, own = totals
+        return (jaccard(areas), jaccard(pixels), f1(objects), jaccard(own), self.best[0])
+
+    def mean(self, name: str) -> float:
+        """Return the mean over places of a cost."""
+        return mean(getattr(row, name) for row in self.rows)
+
+
+def line(minutes: float, place: str, system: str, seeds: list[Scored]) -> tuple[object, ...]:
+    """Return a line of the table: means over seeds, for scores with the least and the greatest."""
+    *scores, best = (spread(values) for values in zip(*(scored.figures for scored in seeds), strict=True))
+    levels = sorted({scored.best[1] for scored in seeds})
+    at = "-".join(f"{level:g}" for level in dict.fromkeys((levels[0], levels[-1])))
+    cpu, wall, steps, mpix, detection, weights = (
+        mean(scored.mean(name) for scored in seeds)
+        for name in ("cpu_min", "wall_min", "steps", "mpix", "predict_cpu_s", "parameters")
+    )
+    work = f"{steps:.0f}", f"{mpix:.0f}", 60 * cpu / mpix, f"{cpu:.2f} / {wall:.2f}"
+    head = f"{minutes:g}", place, system, len(seeds)
+    return (*head, *scores, f"{best} ({at})", *work, detection, f"{weights / 1e6:.1f} M")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean and, of several, the least and the greatest."""
+    around = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{around}"
+
+
+def by_seed(rows: Iterable[Row]) -> list[Scored]:
+    """Return the rows of one system and budget, pooled over places for each seed."""
+    ordered = sorted(rows, key=lambda row: (row.seed, row.place))
+    return [Scored([*group]) for _, group in groupby(ordered, key=lambda row: row.seed)]
+
+
+def pooled(rows: Iterable[Row]) -> list[Scored]:
+    """Return those of `by_seed` that have every place."""
+    return [scored for scored in by_seed(rows) if len(scored.rows) == len(PLACES)]
+
+
+def order(system: str) -> tuple[int, str]:
+    """Satseg first, then its ablations, then the rivals."""
+    return (0 if system in (OURS, OURS + WITH_TTA) else 1 if system.startswith(OURS) else 2, system)
+
+
+def lines(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
+    """Yield the table, budget by budget: pooled, then place by place."""
+    for minutes in sorted({row.minutes for row in rows}):
+        these = [row for row in rows if row.minutes == minutes]
+        systems = sorted({row.system for row in these}, key=order)
+        for system in systems:
+            if seeds := pooled(row for row in these if row.system == system):
+                yield line(minutes, POOLED, system, seeds)
+        for (name, stem), system in product(PLACES.items(), systems):
+            if seeds := by_seed(row for row in these if (row.system, row.place) == (system, stem)):
+                yield line(minutes, name, system, seeds)
+
+
+def goals(rows: Sequence[Row]) -> Iterator[Goal]:
+    """Yield, for each budget, satseg's pooled polygon Jaccard over that of the best rival."""
+    for minutes in sorted({row.minutes for row in rows}):
+        found = {}
+        for system in (OURS, *RECIPES):
+            seeds = pooled(row for row in rows if (row.system, row.minutes) == (system, minutes))
+            if seeds:
+                found[system] = mean(scored.figures[0] for scored in seeds)
+        ours = found.pop(OURS, None)
+        if ours is not None and found:
+            best = max(found, key=lambda system: found[system])
+            yield Goal(f"polygon Jaccard at {minutes:g} CPU-min, {OURS} / {best}", ours / max(found[best], 1e-9), 1.0)
+
+
+def report(rows: Sequence[Row], notes: list[str]) -> Report:
+    """Return the table of `rows`."""
+    return Report(
+        "Buildings in an unseen place, at equal CPU time",
+        "Trained on two of Banepa, Zanzibar and Nairobi, scored on the third; one process and one thread each, random "
+        "first weights. Polygon J: Jaccard of areas; pixel J: of polygons burnt at 0.30 m; F1: buildings paired at an "
+        "IoU of 0.5; scores' J: of pixels before any clean-up, at the threshold shipped and at the best of 0.05 to "
+        f"0.95.{WITH_TTA} is the same training, detected with tta=d4. Pooled: counts summed over the three places. "
+        "Over several seeds: mean (least to greatest).",
+        HEADER,
+        PACKAGES,
+        rows=[*lines(rows)],
+        goals=[*goals(rows)],
+        notes=notes,
+    )  # fmt: skip
+
+
+def load() -> dict[tuple[Any, ...], Row]:
+    """Return the rows of earlier runs."""
+    kept = json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.exists() else []
+    return {(row["system"], row["minutes"], row["seed"], row["place"]): Row(**row) for row in kept}
+
+
+def save(rows: Iterable[Row]) -> None:
+    """Keep `rows`, one in a line."""
+    ordered = sorted(rows, key=lambda row: (row.minutes, row.place, order(row.system), row.seed))
+    text = ",\n".join(json.dumps(asdict(row)) for row in ordered)
+    ROWS.write_text(f"[\n{text}\n]\n", encoding="utf-8")
+
+
+def ablation(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and options of NAME=key=value,key=value; values are TOML, or text."""
+    name, _, changes = text.partition("=")
+    options: dict[str, Any] = {}
+    for change in re.split(r",(?=\w+=)", changes):
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=key=value,key=value")
+        try:
+            options[key] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            options[key] = value
+    RunConfig.from_options(options)
+    return name, options
+
+
+def listed(kind: Any, known: Iterable[str] = ()) -> Any:
+    """Return what reads a list with commas of `kind`, whose members are `known` when there are such."""
+
+    def read(text: str) -> list[Any]:
+        strange = {*text.split(",")} - {*known} if known else None
+        if strange:
+            raise argparse.ArgumentTypeError(f"{', '.join(strange)} is none of {', '.join(known)}")
+        return [kind(part) for part in text.split(",")]
+
+    return read
+
+
+def main() -> None:
+    """Train and score what was asked for; print the table and, when asked to, keep it."""
+    options = parse(
+        __doc__,
+        minutes={"type": listed(float), "help": "CPU-minutes of each training: 3,10,30"},
+        seeds={"type": listed(int), "default": [0], "help": "0,1,2: as many trainings of everything"},
+        places={"type": listed(str, PLACES), "help": f"those left out: {','.join(PLACES)}"},
+        systems={"type": listed(str, ["none", *SYSTEMS]), "default": [*SYSTEMS], "help": f"some of {SYSTEMS}, or none"},
+        ablate={
+            "type": ablation, "action": "append", "default": [], "metavar": "NAME=KEY=VALUE,...",
+            "help": "also train satseg with changed keys of its run file; may be given again",
+        },
+        keep={"metavar": "DIR", "help": "keep what was found there, with pictures"},
+    )  # fmt: skip
+    options.minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)
+    options.places = options.places or (["nairobi"] if options.quick else [*PLACES])
+    options.systems = [system for system in options.systems if system != "none"]
+    options.save = options.save and not options.quick  # a try is not kept among results
+    if options.keep:
+        Path(options.keep).mkdir(parents=True, exist_ok=True)
+    rows = load() if options.save else {}
+    notes = run_all(options, rows)
+    report([*rows.values()], notes).publish(options, "accuracy")
+
+
+if __name__ == "__main__":
+    main()
