@@ -17,7 +17,7 @@ from satseg.errors import LabelError, OutputError, UsageError
 from satseg.imagery.labels import LabelLayer
 from satseg.learning.chips import ChipReader
 from satseg.learning.examples import shown_side
-from satseg.learning.plan import chip_shares, class_areas, percent, run_sampler, step_bytes
+from satseg.learning.plan import chip_shares, class_areas, memory_bytes, percent, run_sampler
 from satseg.learning.recipe import build_learner
 from satseg.learning.split import Ground
 from satseg.learning.split_map import GAP, HELD, LEARNT, cells, split_sheet, split_text
@@ -136,12 +136,13 @@ def test_pictures_of_several_scenes_stand_below_each_other(ground):
 # --- memory
 
 
-def test_a_step_takes_what_its_batch_and_weights_take():
+@pytest.mark.parametrize("chip", [4, 64])
+def test_memory_follows_the_batch_once_steps_are_what_takes_it(chip):
     network = UNet(UNetConfig(bands=3, classes=2, width=8, depth=3, stem=1))
-    small, large = (step_bytes(network, batch=batch, bands=3, chip=64) for batch in (1, 4))
-    weights = 16 * sum(p.numel() for p in network.parameters())
-    assert large - weights == pytest.approx(4 * (small - weights), rel=0.01)
-    assert small - weights > 64 * 64 * 4 * (3 + 4 * 8)  # image, and two convolutions with norms at full resolution
+    few, many, more = (memory_bytes(network, batch=n * 2**16, bands=3, classes=2, chip=chip) for n in (1, 2, 3))
+    assert more - many == pytest.approx(many - few, rel=1e-6)
+    assert many - few > 2**16 * chip**2 * 4 * (3 + 4 * 8)  # image, and two convolutions with norms at full size
+    assert memory_bytes(network, batch=1, bands=3, classes=2, chip=chip) > 512**2 * 4 * (3 + 8)  # a tile to validate
     assert network.training
     assert next(network.parameters()).device.type == "cpu"
 

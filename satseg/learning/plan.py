@@ -24,9 +24,10 @@ from satseg.crs import describe
 from satseg.learning.budget import resident_bytes
 from satseg.learning.chips import ChipSampler
 from satseg.learning.grounds import Prepared
+from satseg.learning.network import Network
 from satseg.learning.split import Ground
 from satseg.learning.split_map import LEGEND, split_sheet, split_text
-from satseg.learning.training import Learner
+from satseg.learning.training import VALID_TILE_PX, Learner
 from satseg.preview import encode_png
 from satseg.run import RunConfig
 from satseg.vector.styles import class_colors
@@ -127,7 +128,9 @@ class Plan:
 def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
     """Return the plan of a run that is ready to start."""
     network, train = learner.network, run.train
-    kept = step_bytes(network, batch=train.batch, bands=len(prepared.bands), chip=train.chip)
+    kept = memory_bytes(
+        network, batch=train.batch, bands=len(prepared.bands), classes=len(prepared.classes), chip=train.chip
+    )
     cached = _cache_bytes(prepared, train.cache_mb * 2**20) * (1 + train.workers)
     on_cpu = learner.target.type == "cpu"
     return Plan(
@@ -137,7 +140,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
         gsd_m=prepared.gsd_m,
         chip=train.chip,
         batch=train.batch,
-        parameters=sum(weight.numel() for weight in network.parameters()),
+        parameters=_parameters(network),
         stride=network.stride,
         halo=network.halo,
         loss=train.loss,
@@ -158,11 +161,26 @@ def run_sampler(grounds: Sequence[Ground], learner: Learner, *, size: int | None
     )
 
 
-def step_bytes(network: torch.nn.Module, *, batch: int, bands: int, chip: int) -> int:
-    """Bytes that one training step in float32 takes: weights, what the gradients need, and the batch.
+def memory_bytes(network: Network, *, batch: int, bands: int, classes: int, chip: int) -> int:
+    """Bytes that training takes where it computes, in float32: the larger of a step and of a tile of validation.
 
-    The largest kept tensor is counted twice more, for a gradient and what it is computed from.
+    A step keeps what its gradients need, and for a moment twice more the largest of it; a tile takes a few of
+    the largest layer, its scores and the bins that they are counted in. Weights come on top of either.
     """
+    kept = [size / 2 for size in _kept_sizes(network, (2, bands, chip, chip))]
+    largest = max(kept, default=0)
+    step = batch * (sum(kept) + 2 * largest + 2 * 4 * bands * chip**2)
+    tile = (VALID_TILE_PX + 2 * network.halo) ** 2
+    validation = tile * (4 * largest / chip**2 + 8 * bands + 20 * classes)
+    return BYTES_PER_WEIGHT * _parameters(network) + round(max(step, validation))
+
+
+def _parameters(network: Network) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def _kept_sizes(network: Network, shape: tuple[int, int, int, int]) -> list[int]:
+    """Bytes of each piece of memory that a training pass over `shape` keeps for its gradients, weights left out."""
     ghost = copy.deepcopy(network).to("meta").train()
     weights = set(map(_storage, ghost.state_dict().values()))
     kept: dict[int, int] = {}
@@ -171,12 +189,11 @@ def step_bytes(network: torch.nn.Module, *, batch: int, bands: int, chip: int) -
         kept[_storage(saved)] = saved.untyped_storage().nbytes()
         return saved
 
-    image = torch.empty((batch, bands, chip, chip), device="meta")
     with saved_tensors_hooks(note, lambda saved: saved):
-        logits: torch.Tensor = ghost(image)  # while it lives, so does what is kept, and no two storages have one number
-    sizes = [size for storage, size in kept.items() if storage not in weights]
-    trained = BYTES_PER_WEIGHT * sum(weight.numel() for weight in network.parameters())
-    return trained + sum(sizes) + 2 * max(sizes, default=0) + 2 * image.nbytes + logits.nbytes
+        logits: torch.Tensor = ghost(torch.empty(shape, device="meta"))
+    # While the answer lives, so does what is kept for it: no two pieces have had one number.
+    kept[_storage(logits)] = logits.untyped_storage().nbytes()
+    return [size for storage, size in kept.items() if storage not in weights]
 
 
 def _storage(tensor: torch.Tensor) -> int:
