@@ -37,10 +37,11 @@ WINDOW_PX = (64, 128)
 """Least and most side of a window; between them three median objects."""
 WINDOWS = 24
 LEAST_WINDOWS = 6
-SAME_PLACE_PX = 2.0
+SAME_PLACE_PX = 1.5
 """Half the windows may put the peak so far from where the other half puts it."""
-LEAST_T = 5.0
-"""The peak's gain over zero shift in standard errors over windows: the best of 2401 shifts of noise has 3.6."""
+LEAST_T = (3.5, 3.0)
+"""The peak's gain over zero shift, in standard errors over windows, that is asked for where labels keep nothing of
+the fit, and how much more where they keep all: the best of 2401 shifts of noise has 3.6, but not in both halves."""
 LEAST_AGREEING = 2 / 3
 MOST_KEPT = 0.6
 """Above it the outlines fit as they lie, and what fits better still is most often the border of a shadow."""
@@ -93,8 +94,8 @@ class Shift:
     @property
     def is_certain(self) -> bool:
         """Whether the gain is beyond chance, most windows show it, and both halves agree on the place."""
-        clear = self.t >= LEAST_T and self.agreeing >= LEAST_AGREEING and self.kept <= MOST_KEPT
-        return clear and self.parted <= SAME_PLACE_PX
+        clear = self.t >= LEAST_T[0] + LEAST_T[1] * max(self.kept, 0.0) and self.kept <= MOST_KEPT
+        return clear and self.agreeing >= LEAST_AGREEING and self.parted <= SAME_PLACE_PX
 
     @property
     def is_none(self) -> bool:

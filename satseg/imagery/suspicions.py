@@ -17,6 +17,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from satseg.errors import LabelError
 from satseg.grid import Grid
 from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.registration import LEAST_WINDOWS, WINDOWS, Shift, measure_shift
@@ -61,12 +62,15 @@ class Suspicion:
         The figure that was compared: a length in pixels, a ratio or a share.
     hint : str
         What to do.
+    fatal : bool
+        Whether nothing can be learnt from the scene or of the class, and all of it was looked at.
     """
 
     kind: str
     message: str
     value: float
     hint: str
+    fatal: bool = False
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}"
@@ -74,8 +78,9 @@ class Suspicion:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What some blocks of a scene hold; counts are pixels, (K,) by class, (3, C) the 5, 50, 95 percentiles."""
+    """What blocks of a scene, or the whole of it, hold: pixels, (K,) by class; `spread` (3, C) is 5, 50, 95 %."""
 
+    whole: bool
     pixels: int
     valid: int
     known: int
@@ -116,6 +121,23 @@ def suspicions(data: Pairs, *, seed: int = 0) -> tuple[Suspicion, ...]:
     for k, name in enumerate(data[0][1].classes):
         found += _class(data, seen, k, name)
     return tuple(found)
+
+
+def refuse_hopeless(found: Sequence[Suspicion], data: Pairs) -> None:
+    """Raise when `found` in `data` leaves no scene, or no class, that anything can be learnt from.
+
+    Raises
+    ------
+    LabelError
+        With what is wrong with the first of them (E-LAB-221).
+    """
+    fatal = [one for one in found if one.fatal]
+    of_classes = [one for one in fatal if one.kind.startswith("class-")]
+    of_scenes = [one for one in fatal if one not in of_classes]
+    for group, total in ((of_scenes, len(data)), (of_classes, len(data[0][1].classes) if data else 0)):
+        if group and len(group) == total:
+            more = f" (and {total - 1} more alike)" if total > 1 else ""
+            raise LabelError(f"nothing can be learnt: {group[0].message}{more}", hint=group[0].hint, code="E-LAB-221")
 
 
 def _blocks_for(scenes: int) -> int:
@@ -186,7 +208,8 @@ def _look(scene: Scene, labels: LabelLayer, count: int, seed: int) -> _Seen:
                 values.append(flat[:, rng.choice(places, min(SAMPLE_PX, len(places)), replace=False)])
     sample = np.concatenate(values, axis=1).astype(np.float64) if values else np.zeros((len(scene.bands), 1))
     spread = np.percentile(sample, (5, 50, 95), axis=1)
-    return _Seen(**counts, covered=covered, burnt=burnt, usable=usable, spread=spread, constant=low == high)
+    whole = counts["pixels"] == scene.grid.height * scene.grid.width
+    return _Seen(whole, **counts, covered=covered, burnt=burnt, usable=usable, spread=spread, constant=low == high)
 
 
 def _shifts(data: Pairs, seed: int) -> Iterator[Suspicion]:
@@ -207,16 +230,17 @@ def _shifts(data: Pairs, seed: int) -> Iterator[Suspicion]:
 
 
 def _shifted(scene: str, off: dict[str, Shift]) -> Suspicion:
-    shift = max(off.values(), key=lambda own: own.t)
+    shift = max(off.values(), key=lambda own: own.edges[1])  # sharp outlines: shadows draw others aside
     down, right = "down" if shift.rows >= 0 else "up", "right" if shift.cols >= 0 else "left"
+    pixels = f"{abs(shift.rows):.1f} px {down} and {abs(shift.cols):.1f} px {right}"
     ground = ""
     if shift.east_m is not None and shift.north_m is not None:
         east, north = "east" if shift.east_m >= 0 else "west", "north" if shift.north_m >= 0 else "south"
         ground = f", {abs(shift.east_m):.2g} m {east} and {abs(shift.north_m):.2g} m {north}"
     return Suspicion(
         "shifted-labels",
-        f"{scene}: labels of {', '.join(off)} lie {abs(shift.rows):.1f} px {down} and {abs(shift.cols):.1f} px {right} "
-        f"of the imagery's edges{ground}, in {shift.agreeing:.0%} of {shift.windows} windows",
+        f"{scene}: labels of {', '.join(off)} lie about {pixels} of the edges they fit{ground}, "
+        f"in {shift.agreeing:.0%} of {shift.windows} windows",
         shift.length,
         "move them back or check both CRSs and datums (shadows and leaning walls look so too)",
     )
@@ -286,10 +310,11 @@ def _labelling(scene: Scene, labels: LabelLayer, seen: _Seen) -> Iterator[Suspic
     if not seen.known:
         said = f"{scene.name}: no pixel is labelled where features were looked at"
         hint = f"check the area of interest and what is to be ignored (unlabelled={labels.unlabelled!r})"
-        yield Suspicion("unlabelled-scene", said, 0.0, hint)
+        yield Suspicion("unlabelled-scene", said, 0.0, hint, seen.whole)
     elif seen.burnt.any() and not seen.usable.any():
         said = f"{scene.name}: not one of the {int(seen.burnt.sum())} labelled pixels looked at has data"
-        yield Suspicion("labels-without-data", said, 0.0, "check the scene's nodata and the labels' CRS")
+        hint = "check the scene's nodata and the labels' CRS"
+        yield Suspicion("labels-without-data", said, 0.0, hint, seen.whole)
 
 
 def _class(data: Pairs, seen: Sequence[_Seen], k: int, name: str) -> Iterator[Suspicion]:
@@ -318,7 +343,7 @@ def _empty(data: Pairs, k: int, name: str, features: int) -> Suspicion | None:
     count = sum(len(polygons) for _, _, polygons in on_scene)
     if not count:
         said = f"class {name}: none of its {features} features lies on a scene"
-        return Suspicion("class-off-scene", said, 0.0, "leave it out with --classes, or give its scene")
+        return Suspicion("class-off-scene", said, 0.0, "leave it out with --classes, or give its scene", fatal=True)
     largest = 0.0
     for scene, labels, polygons in on_scene:
         areas = shapely.area(polygons) / abs(scene.grid.transform.determinant)
@@ -329,7 +354,8 @@ def _empty(data: Pairs, k: int, name: str, features: int) -> Suspicion | None:
             if single.planes(scene.grid.crop(Window(int(col) - 16, int(row) - 16, 32, 32))).any():
                 return None
     said = f"class {name}: none of its {count} features holds a pixel's centre, the largest is {largest:.2g} pixels"
-    return Suspicion("class-below-pixel", said, largest, "give finer imagery or --gsd, or leave it out with --classes")
+    hint = "give finer imagery or --gsd, or leave it out with --classes"
+    return Suspicion("class-below-pixel", said, largest, hint, fatal=count <= LARGEST_TRIED)
 
 
 def _touching(polygons: Geometries, grid: Grid) -> Geometries:
