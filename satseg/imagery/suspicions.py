@@ -236,7 +236,7 @@ def _shifted(scene: str, off: dict[str, Shift]) -> Suspicion:
     ground = ""
     if shift.east_m is not None and shift.north_m is not None:
         east, north = "east" if shift.east_m >= 0 else "west", "north" if shift.north_m >= 0 else "south"
-        ground = f", {abs(shift.east_m):.2g} m {east} and {abs(shift.north_m):.2g} m {north}"
+        ground = f", {abs(shift.east_m):.2f} m {east} and {abs(shift.north_m):.2f} m {north}"
     return Suspicion(
         "shifted-labels",
         f"{scene}: labels of {', '.join(off)} lie about {pixels} of the edges they fit{ground}, "
