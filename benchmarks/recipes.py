@@ -100,7 +100,7 @@ def smp_fast(ground: Ground) -> Rival:
         rate=lambda share: 2e-3 * one_cycle(share), half=bool(torch.cpu.get_capabilities().get("avx512_bf16")),
         loss=lambda logits, target: F.binary_cross_entropy_with_logits(logits, target) + dice(logits, target),
     )  # fmt: skip
-    return Rival(partial(binary_scores, network, prepare), network)
+    return Rival(partial(binary_scores, network, encoder_input), network)
 
 
 def seed2017(ground: Ground) -> Rival:
