@@ -99,9 +99,8 @@ class TrainingProgress(Protocol):
         """Tell where a training stands."""
 
 
-def tell_training(progress: Progress, status: TrainingStatus) -> None:
-    """Tell `progress` of a training in the way it wants."""
+def training_teller(progress: Progress) -> Callable[[TrainingStatus], None]:
+    """Return what tells `progress` of a training in the way it wants."""
     if isinstance(progress, TrainingProgress):
-        progress.training(status)
-    else:
-        progress("train", status.share, 1.0, str(status))
+        return progress.training
+    return lambda status: progress("train", status.share, 1.0, str(status))

@@ -17,10 +17,11 @@ from satseg.errors import LabelError, OutputError, UsageError
 from satseg.imagery.labels import LabelLayer
 from satseg.learning.chips import ChipReader
 from satseg.learning.examples import shown_side
-from satseg.learning.plan import chip_shares, class_areas, memory_bytes, percent, run_sampler
+from satseg.learning.plan import memory_bytes, percent, run_sampler
 from satseg.learning.recipe import build_learner
+from satseg.learning.shares import chip_shares, class_areas
 from satseg.learning.split import Ground
-from satseg.learning.split_map import GAP, HELD, LEARNT, cells, split_sheet, split_text
+from satseg.learning.split_map import GAP, HELD, LEARNT, cells, class_cells, split_sheet, split_text
 from satseg.learning.unet import UNet, UNetConfig
 from satseg.pipeline import plan
 from satseg.run import RunConfig
@@ -112,6 +113,15 @@ def test_cells_at_full_size_are_the_ground_as_training_sees_it(ground):
     expected[20:50, 40:60] = HELD
     np.testing.assert_array_equal(states, expected)
     assert (cells(Ground(ground.scene, ground.labels), 5, 7, validation=True) == HELD).all()
+
+
+@pytest.mark.parametrize("size", [1, 5, 61, 200])
+def test_every_class_shows_on_a_map_of_any_size(ground, size):
+    grid = ground.scene.grid.zoom(61 / size)
+    shown, touched = class_cells(ground.labels, grid), ground.labels.planes(grid, all_touched=True) > 0
+    assert shown.any(axis=(1, 2)).all()
+    assert not (shown & ~touched).any()
+    assert size < 61 or (shown == touched).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (700, 2), (61, 83)])

@@ -22,7 +22,7 @@ from satseg.learning.charts import LEFT, WIDTH, Line, Mark, line_chart, ticks
 from satseg.learning.history import read_history, thinned
 from satseg.learning.reporting import Reporter
 from satseg.learning.training import Budget
-from satseg.progress import TrainingStatus, mean_of, tell_training
+from satseg.progress import TrainingStatus, mean_of, training_teller
 
 STATUS = TrainingStatus(
     share=0.25, step=1200, elapsed_s=150.0, loss=0.5123, rate=3e-3, mpix_per_s=1.234, skipped=2, validations=1,
@@ -111,7 +111,7 @@ def test_the_best_outlives_a_resume_and_the_last_validation_is_no_part_of_it(tmp
 
 def test_a_plain_progress_gets_the_same_as_a_note():
     notes = []
-    tell_training(lambda *told: notes.append(told), STATUS)
+    training_teller(lambda *told: notes.append(told))(STATUS)
     ((stage, done, total, note),) = notes
     assert (stage, done, total) == ("train", 0.25, 1.0)
     assert note == "step 1200  loss 0.512  J 0.500  best 0.600  1.23 MPix/s  skipped 2"
@@ -147,7 +147,7 @@ def test_a_terminal_shows_every_figure(capsys, monkeypatch, status):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     with progress_bar(click.Context(click.Command("x"), obj={"quiet": 0})) as progress:
-        tell_training(progress, status)
+        training_teller(progress)(status)
     said = capsys.readouterr()
     assert said.out == ""
     figures = ["0.5123", "1.23", "1,200", "2", "3.00e-03", "0:07:30", "[b]", "0.500", "0.600", "mean"]
@@ -158,7 +158,7 @@ def test_a_terminal_shows_every_figure(capsys, monkeypatch, status):
 
 def test_quiet_says_nothing(capfd):
     with progress_bar(click.Context(click.Command("x"), obj={"quiet": 1})) as progress:
-        tell_training(progress, STATUS)
+        training_teller(progress)(STATUS)
     assert capfd.readouterr() == ("", "")
 
 

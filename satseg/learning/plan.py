@@ -1,9 +1,7 @@
 """What a training would do, before it does: data, classes, split, network, memory.
 
-Shares are areas of polygons cut to the labelled ground, not counts of pixels: exact for classes far below the
-size of a sample, and no scene is read. The share of chips that hold a class comes from the places of the run's
-own first chips; what a step keeps for its gradients comes from a pass of the network over tensors that have
-a shape and no memory.
+Nothing of it is measured on pixels: shares come from the polygons (`satseg.learning.shares`), and what a step
+keeps for its gradients from a pass of the network over tensors that have a shape and no memory.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import shapely
 import torch
-from numpy.typing import NDArray
 from torch.autograd.graph import saved_tensors_hooks
 
 from satseg.crs import describe
@@ -25,6 +21,7 @@ from satseg.learning.budget import resident_bytes
 from satseg.learning.chips import ChipSampler
 from satseg.learning.grounds import Prepared
 from satseg.learning.network import Network
+from satseg.learning.shares import chip_shares, class_areas
 from satseg.learning.split import Ground
 from satseg.learning.split_map import LEGEND, split_sheet, split_text
 from satseg.learning.training import VALID_TILE_PX, Learner
@@ -32,8 +29,6 @@ from satseg.preview import encode_png
 from satseg.run import RunConfig
 from satseg.vector.styles import class_colors
 
-SAMPLED_CHIPS = 400
-"""Places drawn for the share of chips with a class: 2.5 % of uncertainty at a half."""
 BYTES_PER_WEIGHT = 16
 """Weight, gradient and the two moments of AdamW, float32 each."""
 MOST_TO_READ_PX = 64 * 2**20
@@ -202,58 +197,12 @@ def _storage(tensor: torch.Tensor) -> int:
     return number
 
 
-def class_areas(ground: Ground, held: bool) -> tuple[float, NDArray[np.float64], NDArray[np.int64]]:
-    """Labelled area, area of each class in it, and polygons of each class that touch it.
-
-    Areas are in pixels of the ground; of the part held for validation when `held`, else of all of it.
-    Overlapping polygons of a class count once.
-    """
-    region = _labelled_region(ground)
-    if held and ground.held:
-        region = region.intersection(shapely.union_all([ground.scene.grid.crop(w).footprint() for w in ground.held]))
-    unions, counts = [], []
-    shapely.prepare(region)
-    for geometries in ground.labels.geometries:
-        near = geometries[shapely.intersects(region, geometries)]
-        cut = shapely.intersection(shapely.make_valid(near), region)
-        unions.append(shapely.union_all(cut))
-        counts.append(len(near))
-    labelled = shapely.union_all(unions) if ground.labels.unlabelled == "ignore" else region
-    pixel = abs(ground.scene.grid.transform.determinant)
-    return labelled.area / pixel, shapely.area(np.array(unions, object)) / pixel, np.array(counts, np.int64)
-
-
-def chip_shares(grounds: Sequence[Ground], sampler: ChipSampler, count: int = SAMPLED_CHIPS) -> NDArray[np.float64]:
-    """Share (0..1) of the first `count` chips of a run that hold some of each class, blanked ground left out."""
-    trees = [[shapely.STRtree(polygons) for polygons in ground.labels.geometries] for ground in grounds]
-    found = np.zeros(len(grounds[0].labels.classes))
-    for number in range(count):
-        index, view = sampler.place(number)
-        ground = grounds[index]
-        window = view.window(sampler.size)
-        seen = ground.scene.grid.crop(window).footprint()
-        for part in ground.closed(window):
-            seen = seen.difference(ground.scene.grid.crop(part).footprint())
-        found += [len(tree.query(seen, predicate="intersects")) > 0 for tree in trees[index]]
-    return found / count
-
-
 def percent(share: float) -> str:
     """`share` (0..1) in percent with three significant digits, however small: 0.00412 %."""
     if share == 0:
         return "0 %"
     digits = min(12, max(0, 2 - math.floor(math.log10(abs(100 * share)))))
     return f"{100 * share:.{digits}f} %"
-
-
-def _labelled_region(ground: Ground) -> shapely.Geometry:
-    """The ground whose classes are known, as far as polygons say: the area of interest, less what is ignored."""
-    region: shapely.Geometry = ground.scene.grid.footprint()
-    if ground.labels.aoi is not None:
-        region = region.intersection(shapely.union_all(shapely.make_valid(ground.labels.aoi)))
-    if len(ground.labels.ignored):
-        region = region.difference(shapely.union_all(shapely.make_valid(ground.labels.ignored)))
-    return region
 
 
 def _scene_plans(prepared: Prepared) -> tuple[ScenePlan, ...]:

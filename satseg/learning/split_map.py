@@ -1,9 +1,9 @@
 """Maps of a split: which ground is learnt from, which is held for validation, and the gap between them.
 
 Drawn twice, as characters for a terminal and as a picture, from the same three questions: is a cell held, is it
-too near to what is held, does it carry labels. Cells are found by arithmetic on the windows, labels are burnt
-at the map's own resolution with every touched cell, so that a small class shows on a small map too. The scene's
-pixels are read only where a background is asked for: at the resolution of the map that means all of them.
+too near to what is held, does it carry labels. Cells are found by arithmetic on windows and on polygons, and
+polygons smaller than a cell fill one, so that a small class shows on a small map too. The scene's pixels are
+read only where a background is asked for: at the resolution of the map that means all of them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
 from satseg.grid import Grid
+from satseg.imagery.labels import LabelLayer
 from satseg.learning.split import Ground, grown
 from satseg.preview import rgb_preview
 from satseg.scoring.overlay import BACKGROUND, CLASS_ALPHA, Pixels, blend, paint
@@ -68,12 +70,34 @@ def cells(ground: Ground, height: int, width: int, *, validation: bool = False) 
     return states
 
 
+def class_cells(labels: LabelLayer, grid: Grid) -> NDArray[np.bool_]:
+    """(K, h, w): the cells of `grid` that each class touches.
+
+    Polygons smaller than a cell are put where their middle is: to burn them one by one takes seconds where
+    there are a hundred thousand.
+    """
+    t = grid.transform
+    cell = np.array([abs(t.a) + abs(t.b), abs(t.d) + abs(t.e)])
+    small, large = [], []
+    for polygons in labels.geometries:
+        bounds = shapely.bounds(polygons)
+        tiny = (bounds[:, 2:] - bounds[:, :2] < cell).all(axis=1)
+        small.append((bounds[tiny, :2] + bounds[tiny, 2:]) / 2)
+        large.append(polygons[~tiny])
+    planes = LabelLayer(labels.classes, tuple(large), labels.crs).planes(grid, all_touched=True) > 0
+    for plane, middles in zip(planes, small, strict=True):
+        rows, cols = (np.floor(x).astype(int) for x in grid.rowcol(xs=middles[:, 0], ys=middles[:, 1]))
+        inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
+        plane[rows[inside], cols[inside]] = True
+    return planes
+
+
 def split_text(ground: Ground, *, validation: bool = False) -> str:
     """Return the map as lines of block characters; `LEGEND` says what they mean."""
     height, width = ground.scene.grid.shape
     rows, cols = _text_size(height, width)
     states = cells(ground, rows, cols, validation=validation)
-    labelled = ground.labels.planes(_stretched(ground.scene.grid, rows, cols), all_touched=True).any(axis=0)
+    labelled = class_cells(ground.labels, _stretched(ground.scene.grid, rows, cols)).any(axis=0)
     marks = np.where(labelled, LABELLED_MARK, BARE_MARK)
     marks = np.where(states == GAP, GAP_MARK, np.where(states == HELD, HELD_MARK, marks))
     return "\n".join("".join(row) for row in marks)
@@ -94,7 +118,7 @@ def split_picture(
     grid = ground.scene.grid
     factor = max(1.0, max(grid.shape) / side)
     below, small = _background(ground, factor) if image else (None, grid.zoom(factor))
-    planes = ground.labels.planes(small, all_touched=True) > 0
+    planes = class_cells(ground.labels, small)
     classes = paint([(colors[name], plane) for name, plane in zip(ground.labels.classes, planes, strict=True)],
                     small, alpha=CLASS_ALPHA)  # fmt: skip
     states = cells(ground, *small.shape, validation=validation)
