@@ -27,7 +27,7 @@ from satseg.learning.halo import measure_halo
 from satseg.learning.inference import chosen_halo
 from satseg.learning.network import UNBOUNDED_HALO_PX
 from satseg.learning.unet import UNet
-from satseg.learning.zoo import ARCHITECTURES, ZooConfig, ZooNet, hold_encoder, parameter_groups
+from satseg.learning.zoo import ARCHITECTURES, ZooConfig, ZooNet, check_encoder, hold_encoder, parameter_groups
 from satseg.pipeline import predict
 from satseg.run import ModelOptions, RunConfig
 from satseg.specs import ClassItem
@@ -353,6 +353,23 @@ def test_published_weights_without_a_network_are_refused_at_once(monkeypatch, tm
         net(encoder="resnet18", weights="imagenet")
     assert (caught.value.exit_code, caught.value.code) == (6, "E-DEP-012")
     assert "weights=FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"encoder": "resnet43"}, UsageError),
+        ({"encoder": "resnet18", "weights": "imagnet"}, UsageError),
+        ({"encoder": "resnet18", "weights": "absent.pt"}, ModelError),
+        ({"encoder": "resnet18", "weights": "imagenet"}, DependencyError),
+    ],
+)
+def test_names_and_weights_are_checked_without_building(monkeypatch, tmp_path, options, kind):
+    monkeypatch.setattr(smp, "create_model", lambda *_, **__: pytest.fail("a network was built"))
+    with hub(monkeypatch, tmp_path, HF_HUB_OFFLINE=True), pytest.raises(kind):
+        check_encoder(ModelOptions(**options))
+    check_encoder(ModelOptions())
+    check_encoder(ModelOptions(encoder="resnet18"))
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch, tmp_path):

@@ -30,7 +30,7 @@ from satseg.learning.machine import optional_package
 from satseg.run import names_file
 from satseg.specs import suggest
 
-__all__ = ["encoder_weights", "fit_encoder", "read_weights", "EXTRA"]
+__all__ = ["find_weights", "fit_encoder", "read_weights", "EXTRA"]
 
 EXTRA = "zoo"
 """The extra of the package that installs the library and its hub."""
@@ -48,8 +48,8 @@ SHOWN = 3
 ADVICE = "give weights=FILE (.safetensors or .pt), or leave weights out"
 
 
-def encoder_weights(weights: str, encoder: str, published: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return the weights called `weights`: a file, or one of those `published` for `encoder`.
+def find_weights(weights: str, encoder: str, published: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Return the file of the weights called `weights`: one at hand, or one of those `published` for `encoder`.
 
     Parameters
     ----------
@@ -63,14 +63,17 @@ def encoder_weights(weights: str, encoder: str, published: Mapping[str, Mapping[
     Raises
     ------
     ModelError
-        As `read_weights`.
+        There is no such file (E-MOD-020).
     UsageError
         No weights of that name are published (E-USE-057).
     DependencyError
         They are not in the cache, and the network does not answer (E-DEP-012) or fails (E-DEP-013).
     """
     if names_file(weights):
-        return read_weights(weights)
+        path = Path(weights)
+        if not path.is_file():
+            raise ModelError(f"weights {path} are no file", hint="give another path", code="E-MOD-020", path=path)
+        return path
     source = published.get(weights, {})
     if not {"repo_id", "revision"} <= set(source):
         raise UsageError(
@@ -78,7 +81,7 @@ def encoder_weights(weights: str, encoder: str, published: Mapping[str, Mapping[
             hint=ADVICE,
             code="E-USE-057",
         )
-    return read_weights(_fetched(f"{encoder} {weights}", source["repo_id"], source["revision"]))
+    return _fetched(f"{encoder} {weights}", source["repo_id"], source["revision"])
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -24,11 +24,13 @@ from satseg.errors import UsageError
 from satseg.learning.machine import optional_package
 from satseg.learning.network import Network, log_odds
 from satseg.learning.unet import HEAD_STD
-from satseg.learning.weights import EXTRA, encoder_weights, fit_encoder
+from satseg.learning.weights import EXTRA, find_weights, fit_encoder, read_weights
 from satseg.run import ModelOptions
 from satseg.specs import suggest
 
-__all__ = ["ZooConfig", "ZooNet", "hold_encoder", "parameter_groups", "drafted", "ARCHITECTURES", "LIBRARY"]
+__all__ = [
+    "ZooConfig", "ZooNet", "check_encoder", "hold_encoder", "parameter_groups", "drafted", "ARCHITECTURES", "LIBRARY",
+]  # fmt: skip
 
 LIBRARY = "segmentation_models_pytorch"
 ARCHITECTURES: tuple[str, ...] = get_args(ModelOptions.model_fields["arch"].annotation)
@@ -109,7 +111,7 @@ class ZooNet(Network):
         The library has no such decoder for this encoder (E-USE-058), weights of an unknown name, or a
         prior that is no share.
     ModelError, DependencyError
-        As `weights.encoder_weights` and `weights.fit_encoder`.
+        As `weights.find_weights` and `weights.fit_encoder`.
     """
 
     def __init__(
@@ -126,9 +128,8 @@ class ZooNet(Network):
             model = _built(config, bands=config.bands if weights is None else 3)
         self.encoder, self.decoder, self.segmentation_head = model.encoder, model.decoder, model.segmentation_head
         if weights is not None:
-            published = _library().encoders.encoders[config.encoder]["pretrained_settings"]
-            found = encoder_weights(weights, config.encoder, published)
-            fit_encoder(self.encoder, found, bands=config.bands, source=weights)
+            found = find_weights(weights, config.encoder, _published(config.encoder))
+            fit_encoder(self.encoder, read_weights(found), bands=config.bands, source=weights)
         head = self.segmentation_head[0]
         nn.init.normal_(head.weight, std=HEAD_STD, generator=generator)
         with torch.no_grad():
@@ -177,6 +178,23 @@ class ZooNet(Network):
         return self
 
 
+def check_encoder(options: ModelOptions) -> None:
+    """Raise what a network of `options` would raise for its names and for weights that are not there.
+
+    Nothing is built, so that a run can be refused before its data are read; published weights are fetched.
+
+    Raises
+    ------
+    UsageError, ModelError, DependencyError
+        As `ZooConfig` and `weights.find_weights`.
+    """
+    if options.encoder is None:
+        return
+    ZooConfig(bands=1, classes=1, arch=options.arch, encoder=options.encoder)
+    if options.weights is not None:
+        find_weights(options.weights, options.encoder, _published(options.encoder))
+
+
 def drafted(config: ZooConfig) -> ZooNet:
     """Return the network of `config` without memory behind its weights, which are to be assigned.
 
@@ -223,6 +241,12 @@ def parameter_groups(network: Network, options: ModelOptions) -> list[dict[str, 
 
 def _library() -> Any:
     return optional_package(LIBRARY, extra=EXTRA)
+
+
+def _published(encoder: str) -> dict[str, dict[str, str]]:
+    """Return where the library has weights of `encoder`, by their names."""
+    known: dict[str, dict[str, str]] = _library().encoders.encoders[encoder]["pretrained_settings"]
+    return known
 
 
 def _built(config: ZooConfig, *, bands: int) -> Any:
