@@ -31,7 +31,8 @@ import numpy as np
 
 from benchmarks.recipes import NEEDS, RECIPES
 from benchmarks.timing import RESULTS, Goal, Report, parse
-from benchmarks.trainings import OURS, WITH_TTA, Job, Row
+from benchmarks.trainings import OURS, PACKAGES, WITH_TTA, Job, Row
+from satseg.errors import UsageError
 from satseg.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,6 @@ POOLED = "pooled"
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GDAL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
-PACKAGES = ("satseg", "torch", "lightning", "segmentation_models_pytorch", "torchgeo", "geoai-py")
 HEADER = (
     "CPU-min", "scored on", "system", "seeds", "polygon J", "pixel J", "F1", "scores' J: own threshold",
     "best (at)", "steps", "MPix", "CPU-s/MPix", "CPU-min / wall", "detection, CPU-s", "parameters",
@@ -241,7 +241,7 @@ def report(rows: Sequence[Row], notes: list[str]) -> Report:
         PACKAGES,
         rows=[*lines(rows)],
         goals=[*goals(rows)],
-        notes=notes,
+        notes=[*notes, *(f"trained {made}" for made in sorted({row.made for row in rows}))],
     )  # fmt: skip
 
 
@@ -270,7 +270,10 @@ def ablation(text: str) -> tuple[str, dict[str, Any]]:
             options[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
             options[key] = value
-    RunConfig.from_options(options)
+    try:
+        RunConfig.from_options(options)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
     return name, options
 
 

@@ -12,6 +12,7 @@ by `satseg.score`. Run by the parent as ``python -m benchmarks.trainings JOB RES
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from rasterio.features import shapes
 from shapely.geometry import shape
 
 from benchmarks.grounds import Clock, Ground, Place
+from benchmarks.timing import versions
 from satseg import detect, score, train
 from satseg.grid import Grid
 from satseg.learning.bundle import Model
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 OURS, WITH_TTA = "satseg", " + D4"
 BUILDING = "building"
+PACKAGES = ("satseg", "torch", "lightning", "segmentation_models_pytorch", "torchgeo", "geoai-py")
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds among which the best is sought."""
 LEAST_SHARE = 0.25
@@ -113,6 +116,8 @@ class Row:
         Pixels of the scores' own grid at `threshold`, before any clean-up.
     curve : dict of threshold to list of int
         The same at each of `LEVELS`.
+    made : str
+        Day and versions.
     """
 
     system: str
@@ -131,6 +136,7 @@ class Row:
     objects: list[int]
     own: list[int]
     curve: dict[str, list[int]]
+    made: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +269,7 @@ def run(job: Job) -> list[Row]:
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
     np.random.seed(job.seed)  # noqa: NPY002  # a library's own augmentation may draw from it
+    made = f"{datetime.date.today().isoformat()}: {versions(PACKAGES)}"
     clock, place, rows = Clock(job.minutes), job.at(job.place), []
     with tempfile.TemporaryDirectory(prefix="accuracy-") as name:
         folder = Path(name)
@@ -274,7 +281,7 @@ def run(job: Job) -> list[Row]:
             key = (system, job.minutes, job.seed, job.place)
             mpix, minutes = round(clock.pixels / 1e6, 1), [round(value, 3) for value in trained.spent]
             training = (*minutes, clock.steps, mpix, trained.parameters, round(seconds, 1))
-            rows.append(Row(*key, *training, round(found.threshold, 3), **scored(found, place)))
+            rows.append(Row(*key, *training, round(found.threshold, 3), **scored(found, place), made=made))
             if job.keep:
                 keep_pictures(found, place, Path(job.keep) / f"{system} {job.minutes:g} {job.seed} {job.place}")
     return rows
