@@ -327,6 +327,10 @@ def _ready_to_train(
 ) -> _Ready:
     """Open and check everything that training needs; nothing is written."""
     resolve_device(run.train.device)
+    if run.model.encoder is not None:
+        from satseg.learning.zoo import check_encoder
+
+        check_encoder(run.model)
     pairs = _open_pairs(data or run.data.scenes, run)
     valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run)
     if output is not None:

@@ -47,8 +47,9 @@ class DataOptions(BaseModel):
     sensor: str | None = Field(None, description="sensor spec that names the bands")
     allow_driver: tuple[str, ...] = Field((), description="GDAL drivers that may open scenes too, such as VRT")
     bands: tuple[str, ...] | None = Field(None, description="bands to use; all of the first scene when left out")
-    gsd: float | None = Field(None, gt=0, description="working resolution in metres; that of the coarsest scene")
+    gsd: float | None = Field(None, gt=0, description="working resolution in metres; chosen by scenes and objects")
     unlabelled: Literal["background", "ignore"] = "background"
+    separate: bool = Field(True, description="learn compact objects apart, so that those that touch are found apart")
     src_crs: str | None = Field(None, description="CRS of scenes that state none")
 
 

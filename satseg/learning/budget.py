@@ -32,6 +32,7 @@ from satseg.learning.bundle import Model
 from satseg.learning.engine import Working, beyond_grid
 from satseg.learning.forward import Wanted
 from satseg.learning.runtimes import make_runtime
+from satseg.vector.separate import MARGIN, SLAB, WORK_BYTES
 
 MIB = 2**20
 MOST_WORK = 1.35
@@ -165,6 +166,8 @@ class _Memory:
         pixel = wanted.bytes_per_pixel(len(model.classes))
         self._planes = pixel * (2 + working.bands_ahead)
         self._written = 2 * BLOCK * pixel  # of each column: rows of blocks that fill up, and their copy
+        if model.cores:  # rows held until objects can be cut apart, their copy, and the work on them
+            self._written += (SLAB + 2 * MARGIN) * (2 * pixel + WORK_BYTES)
         self._strip = strip_rows(scene)
         self._ahead = working.strips_ahead * self._strip
         on_host = model.device.type == "cpu"

@@ -262,6 +262,12 @@ class Model:
         return self.card.class_names
 
     @property
+    def cores(self) -> tuple[tuple[int, int], ...]:
+        """Plane of each class whose objects are told apart, and plane of its cores, in the network's output."""
+        separated = self.card.separated
+        return tuple((self.classes.index(name), len(self.classes) + i) for i, name in enumerate(separated))
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """Score, 0..1, from which on a pixel is of a class."""
         return {item.name: item.threshold for item in self.card.classes}

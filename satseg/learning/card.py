@@ -112,6 +112,8 @@ class ModelCard(_Part):
         Of exactly these bands.
     classes : tuple of ClassItem
         In the order of the network's output, each with its threshold and clean-up values.
+    separated : tuple of str
+        Classes whose cores the network gives too, in planes after those of the classes.
     overlapping : bool
         Whether one pixel may be of several classes.
     halo, stride : int
@@ -135,6 +137,7 @@ class ModelCard(_Part):
     gsd_m: Annotated[float, Field(gt=0)] | None = None
     normalization: Normalization
     classes: Annotated[tuple[ClassItem, ...], Field(min_length=1)]
+    separated: tuple[str, ...] = ()
     overlapping: bool = True
     halo: Count
     halo_tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -152,7 +155,10 @@ class ModelCard(_Part):
             raise ValueError(f"normalization is of {self.normalization.names}, bands are {self.band_names}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"classes repeat: {self.class_names}")
-        for key, count in (("bands", len(self.bands)), ("classes", len(self.classes))):
+        if not {*self.separated} <= {*self.class_names} or len({*self.separated}) != len(self.separated):
+            raise ValueError(f"separated {self.separated} are not some of {self.class_names}")
+        planes = len(self.classes) + len(self.separated)
+        for key, count in (("bands", len(self.bands)), ("classes", planes)):
             if self.architecture.arguments.get(key) != count:
                 raise ValueError(f"{count} {key}, but the network has {self.architecture.arguments.get(key)}")
         return self

@@ -41,7 +41,7 @@ class Chip:
     ----------
     image : ndarray (C, S, S), the scene's dtype, float32 of a view; 0 where invalid
     valid : ndarray of bool (S, S)
-    target : ndarray of uint8 (K, S, S), 0 or 1
+    target : ndarray of uint8 (K, S, S), 0 or 1: of the classes, then of cores
     labelled : ndarray of bool (S, S): where the truth is known
     """
 
@@ -97,11 +97,11 @@ class ChipReader:
 
     def _empty(self, window: Window) -> Chip:
         shape = (window.height, window.width)
-        scene, classes = self.ground.scene, self.ground.labels.classes
+        scene = self.ground.scene
         return Chip(
             np.zeros((len(scene.bands), *shape), scene.dtype),
             np.zeros(shape, bool),
-            np.zeros((len(classes), *shape), np.uint8),
+            np.zeros((self.ground.planes, *shape), np.uint8),
             np.zeros(shape, bool),
         )
 
@@ -111,6 +111,8 @@ class ChipReader:
             return self._cache[row, col]
         raster = self._reader.read(place)
         target, labelled = self.ground.labels.burn(raster.grid)
+        if self.ground.cores is not None:
+            target = np.concatenate([target, self.ground.cores.planes(raster.grid)])
         block = Chip(raster.data, raster.valid, target, labelled & raster.valid)
         self._cache[row, col] = block
         self._room -= block.nbytes

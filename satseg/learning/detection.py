@@ -50,6 +50,9 @@ from satseg.progress import Progress
 from satseg.specs import suggest
 from satseg.vector.finish import Cleaning
 
+CORE_LEVEL = 0.5
+"""Score from which on a pixel is of a core: from 0.4 to 0.7 F1 of dense roofs moves by 0.01."""
+
 
 @dataclass(frozen=True, slots=True)
 class DetectOptions:
@@ -148,10 +151,10 @@ class DetectOptions:
         )
 
     def thresholds(self, model: Model) -> NDArray[np.float32]:
-        """One threshold per class: the option for all, or the model's own."""
+        """One threshold per plane: for classes the option or the model's own, for their cores `CORE_LEVEL`."""
         own = [item.threshold for item in model.card.classes]
         levels = own if self.threshold is None else [self.threshold] * len(own)
-        return np.asarray(levels, dtype=np.float32)
+        return np.asarray([*levels, *(CORE_LEVEL for _ in model.cores)], dtype=np.float32)
 
     def cleaning(self, model: Model) -> Cleaning:
         """What is cleaned away of each class."""
@@ -220,10 +223,11 @@ class Detection:
         return Making(
             grid=self.scene.grid.crop(self.plan.window),
             classes=model.card.classes,
-            thresholds=options.thresholds(model),
+            thresholds=options.thresholds(model)[: len(model.classes)],
             cleaning=options.cleaning(model),
             score_type=options.score_type,
             threads=min(len(model.classes), max(1, torch.get_num_threads())),
+            cores=model.cores,
         )
 
     def estimate(self, targets: Targets, *, timed: bool) -> Estimate:
@@ -236,7 +240,7 @@ class Detection:
         check_room(targets.paths, self._disk(targets))
 
     def _disk(self, targets: Targets) -> int:
-        count, mask = len(self.model.classes), targets.mask is not None
+        count, mask = len(self.model.classes) + len(self.model.cores), targets.mask is not None
         return disk_bytes(self.plan, count, self.wanted, mask=mask, ledger=bool(targets.paths))
 
     def run(self, products: Products, progress: Progress) -> None:
@@ -276,7 +280,7 @@ class Detection:
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
             "thresholds": {
                 name: round(float(level), 6)
-                for name, level in zip(self.model.classes, options.thresholds(self.model), strict=True)
+                for name, level in zip(self.model.classes, options.thresholds(self.model), strict=False)
             },
             "options": {"engine": options.engine, "device": self.working.devices[0].type, "amp": options.amp,
                         "tta": options.tta, "min_area": options.min_area, "simplify": options.simplify,

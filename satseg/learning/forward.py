@@ -31,7 +31,7 @@ from satseg.vector.layers import FIRST, INVALID, LAST
 
 ScoreType: TypeAlias = Literal["float32", "float16", "uint8"]
 Planes: TypeAlias = dict[str, NDArray[Any]]
-"""Results of a row band by name: "codes" and "scores" (K, h, w), "entropy" (1, h, w)."""
+"""Results of a row band by name: "codes" (P, h, w), "scores" (K, h, w), "entropy" (1, h, w)."""
 BYTE_STEPS = 254
 """A score or an entropy of 1 as a byte; 255 is left for pixels that are not valid."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -45,8 +45,8 @@ class Wanted:
 
     Parameters
     ----------
-    thresholds : ndarray of float32, (K,), or None
-        Codes at these scores, (K, h, w) uint8; None: no codes.
+    thresholds : ndarray of float32, (P,), or None
+        Codes at these scores of each plane of the network, classes and then cores: (P, h, w) uint8; None: no codes.
     scores : "float32", "float16", "uint8" or None
         The scores themselves: 0..1 and NaN where not valid, or 0..254 and 255.
     entropy : bool
@@ -61,7 +61,7 @@ class Wanted:
         """Return planes of which no pixel is valid."""
         planes: Planes = {}
         if self.thresholds is not None:
-            planes["codes"] = np.full((classes, height, width), INVALID, np.uint8)
+            planes["codes"] = np.full((len(self.thresholds), height, width), INVALID, np.uint8)
         if self.scores is not None:
             nothing = INVALID if self.scores == "uint8" else np.nan
             planes["scores"] = np.full((classes, height, width), nothing, self.scores)
@@ -72,7 +72,7 @@ class Wanted:
     def bytes_per_pixel(self, classes: int) -> int:
         """Return how many bytes the planes take for each pixel."""
         scores = np.dtype(self.scores).itemsize if self.scores is not None else 0
-        return classes * ((self.thresholds is not None) + scores) + self.entropy
+        return (0 if self.thresholds is None else len(self.thresholds)) + classes * scores + self.entropy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +126,7 @@ class Forward:
         self._runtime, self._wanted, self._flips = runtime, wanted, flips
         self._bands = model.card.normalization.arrays()
         self._normalize = Standardize(model.card.normalization).to(runtime.device)
-        self._crop = model.network.crop
+        self._crop, self._classes = model.network.crop, len(model.classes)
         self._compiled = runtime.device.type == "cpu"
         self._largest: int | None = None
         self._held = (np.empty((0, 0, 0, 0), np.float32), np.empty((0, 0, 0), bool))
@@ -232,7 +232,7 @@ class Forward:
             _to_host(codes_of(logits, valid, levels), planes["codes"])
         if self._wanted.scores is not None or self._wanted.entropy:
             usable = torch.as_tensor(valid, device=logits.device)
-            scores = logits.sigmoid()
+            scores = logits[: self._classes].sigmoid()
             if self._wanted.scores is not None:
                 _to_host(_stored(scores, usable, self._wanted.scores), planes["scores"])
             if self._wanted.entropy:

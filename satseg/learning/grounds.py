@@ -24,10 +24,12 @@ from rasterio.windows import Window
 from satseg.crs import describe
 from satseg.errors import BandError, CRSError, InputError, LabelError, UsageError
 from satseg.grid import slices
+from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.labels import SINGLE_CLASS, Geometries, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
+from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.chips import BLOCK_PX
 from satseg.learning.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
@@ -45,6 +47,12 @@ LabelsLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
 IGNORE = "ignore"
 GSD_SPREAD = 0.05
 """Scenes whose GSDs differ by less are taken as they are: resampling would cost more than it mends."""
+OBJECT_PX = 24
+"""Pixels across the median object are enough to find and outline it: 97 % of the area of buildings of 7 m are
+kept at 0.3 m. Finer pixels cost four times the work, which in a limited time is worse: with a scene of 0.15 m as it
+is, Nairobi reached a Jaccard of 0.53 after 15 minutes, with 0.3 m 0.55 after 2."""
+LEAST_COARSER, MOST_COARSER = 1.25, 2.0
+"""A working GSD this much coarser than the scenes' is worth resampling; coarser than that it is never made."""
 SMALL_LABEL = 5
 """Percentile of a class's label areas that stands for its small objects."""
 LARGEST_SPECK_PX = 64
@@ -72,6 +80,8 @@ class Prepared:
     bands: tuple[str, ...]
     gsd_m: float | None
     normalization: Normalization
+    separated: tuple[str, ...] = ()
+    """Classes whose objects are learnt apart, by cores."""
 
 
 def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
@@ -140,8 +150,8 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
     everything = (*pairs, *valid_pairs)
     classes = _classes(pairs, config.data)
     bands = _common_bands(everything, config.data)
-    gsd = _working_gsd(everything, config.data)
     names = tuple(item.name for item in classes)
+    gsd = _working_gsd(everything, names, config.data)
     grounds = tuple(_ground(pair, bands, gsd, names, config.data) for pair in pairs)
     validation = tuple(_ground(pair, bands, gsd, names, config.data) for pair in valid_pairs)
     if validation:
@@ -151,7 +161,26 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
         grounds = tuple(hold_out(g, share=train.valid_share, chip=train.chip, seed=train.seed) for g in grounds)
         validation = grounds = bar_shared_ground(grounds)
     classes = with_clean_up(classes, grounds)
-    return Prepared(grounds, validation, classes, bands, gsd, measure(grounds, seed=config.train.seed))
+    normalization = measure(grounds, seed=config.train.seed)
+    _tell_suspicions(grounds, seed=config.train.seed)
+    separated = object_classes([(g.scene.grid, g.labels) for g in grounds]) if config.data.separate else ()
+    if separated:
+        grounds, same = tuple(_with_cores(ground, separated) for ground in grounds), validation is grounds
+        validation = grounds if same else tuple(_with_cores(ground, separated) for ground in validation)
+    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)
+
+
+def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:
+    """Warn of what looks wrong in the data; raise when nothing can be learnt from it."""
+    data = [(ground.scene, ground.labels) for ground in grounds]
+    found = suspicions(data, seed=seed)
+    refuse_hopeless(found, data)
+    for one in found:
+        log.warning("%s", one)
+
+
+def _with_cores(ground: Ground, names: Sequence[str]) -> Ground:
+    return dataclasses.replace(ground, cores=core_layer(ground.labels, ground.scene.grid, names))
 
 
 def _classes(pairs: Sequence[Pair], options: DataOptions) -> tuple[ClassItem, ...]:
@@ -214,8 +243,8 @@ def _by_number(band: str, scene: Scene) -> str:
     return scene.bands[int(band) - 1] if numbered else band
 
 
-def _working_gsd(pairs: Sequence[Pair], options: DataOptions) -> float | None:
-    """Working GSD in metres: the one asked for, else that of the coarsest scene; None off the Earth."""
+def _working_gsd(pairs: Sequence[Pair], classes: tuple[str, ...], options: DataOptions) -> float | None:
+    """Working GSD in metres: the one asked for, else one that suits scenes and objects; None off the Earth."""
     placed = [pair.scene.grid.gsd_m() for pair in pairs if pair.scene.grid.crs is not None]
     if options.gsd is not None and len(placed) < len(pairs):
         names = [pair.scene.name for pair in pairs if pair.scene.grid.crs is None]
@@ -224,7 +253,21 @@ def _working_gsd(pairs: Sequence[Pair], options: DataOptions) -> float | None:
             hint="give --src-crs, or leave --gsd out",
             code="E-TRN-002",
         )
-    return options.gsd or max(placed, default=None)
+    if options.gsd is not None or not placed:
+        return options.gsd
+    coarsest = max(placed)
+    known = [pair for pair in pairs if pair.scene.grid.crs is not None]
+    widths = [
+        width * pair.scene.grid.gsd_m()
+        for pair in known
+        for width in median_widths([(pair.scene.grid, LabelLayer.of(pair.labels, pair.scene.grid, classes))]).values()
+    ]
+    enough = min(min(widths, default=0.0) / OBJECT_PX, MOST_COARSER * coarsest)
+    if enough < LEAST_COARSER * coarsest:
+        return coarsest
+    chosen = float(f"{enough:.2g}")
+    log.info("working at %g m: half the objects are wider than %d pixels there (--gsd)", chosen, OBJECT_PX)
+    return chosen
 
 
 def _ground(

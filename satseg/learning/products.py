@@ -31,6 +31,7 @@ from satseg.vector.features import empty_features
 from satseg.vector.finish import Cleaning
 from satseg.vector.layers import INVALID, OUTSIDE, PlaneCode
 from satseg.vector.polygonizer import Polygonizer
+from satseg.vector.separate import Separator
 from satseg.vector.stream import FeatureWriter
 
 ENTROPY_BAND = "entropy"
@@ -79,6 +80,8 @@ class Making:
     cleaning : Cleaning
     score_type : ScoreType
         Of the file of scores.
+    cores : tuple of (int, int)
+        Planes of codes: of a class whose objects are cut apart, and of its cores.
     threads : int
         That outline classes at the same time.
     """
@@ -89,6 +92,7 @@ class Making:
     cleaning: Cleaning
     score_type: ScoreType = "float32"
     threads: int = 1
+    cores: tuple[tuple[int, int], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,6 +137,7 @@ class Products:
         self._polygonizer = making.polygonizer() if collect or targets.features else None
         self._batches: list[geopandas.GeoDataFrame] = []
         self._any_valid = False
+        self._separator = Separator(making.cores, planes=len(making.classes))
         self.counts: Counter[str] = Counter()
         """Features of each class so far."""
 
@@ -162,13 +167,17 @@ class Products:
         """Take the results of the next rows; see `forward.Planes`."""
         codes = planes["codes"]
         self._any_valid = self._any_valid or bool((codes[0] != INVALID).any())
-        if "mask" in self._rasters:
-            for top in range(0, codes.shape[1], BLOCK):  # a copy of a row of blocks, not of the whole band
-                self._rasters["mask"].take(mask_of(codes[:, top : top + BLOCK]))
         for name in ("scores", "entropy"):
             if name in self._rasters:
                 self._rasters[name].take(planes[name])
-        if self._polygonizer is not None:
+        self._take_codes(self._separator.feed(codes))
+
+    def _take_codes(self, codes: NDArray[np.uint8]) -> None:
+        """Take the next rows of the classes, objects cut apart."""
+        if "mask" in self._rasters:
+            for top in range(0, codes.shape[1], BLOCK):  # a copy of a row of blocks, not of the whole band
+                self._rasters["mask"].take(mask_of(codes[:, top : top + BLOCK]))
+        if self._polygonizer is not None and codes.shape[1]:
             self._keep(self._polygonizer.feed(codes))
 
     def finish(self, scene: str) -> None:
@@ -181,6 +190,9 @@ class Products:
         """
         if not self._any_valid:
             raise InputError(f"{scene} has no valid pixel here", hint="check nodata and masks", code="E-IN-020")
+        rest = self._separator.finish()
+        if rest is not None:
+            self._take_codes(rest)
         for rows in self._rasters.values():
             rows.finish()
         if self._polygonizer is not None:

@@ -47,7 +47,7 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
     """
     device = resolve_device(run.train.device)
     network = new_network(
-        run.model, bands=len(prepared.bands), classes=len(prepared.classes), prior=RARE,
+        run.model, bands=len(prepared.bands), classes=len(prepared.classes) + len(prepared.separated), prior=RARE,
         generator=step_generator(run.train.seed, 0),
     )  # fmt: skip
     smallest, stride = max(run.train.chip, 2 * network.crop + 1), network.stride
@@ -93,6 +93,7 @@ def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome
         gsd_m=prepared.gsd_m,
         normalization=prepared.normalization,
         classes=classes,
+        separated=prepared.separated,
         halo=halo,
         halo_tolerance=TOLERANCE,
         stride=network.stride,

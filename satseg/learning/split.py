@@ -45,6 +45,8 @@ class Ground:
         Rectangles of the scene's grid that are not learnt from.
     gap : int
         Pixels around those rectangles that are not learnt from either.
+    cores : LabelLayer, optional
+        Insides of the objects of some classes (`satseg.imagery.cores`), learnt beside the classes.
     barred : tuple of Window
         Where this scene shows ground that another scene holds for validation; not learnt from.
     """
@@ -54,6 +56,12 @@ class Ground:
     held: tuple[Window, ...] = ()
     gap: int = 0
     barred: tuple[Window, ...] = ()
+    cores: LabelLayer | None = None
+
+    @property
+    def planes(self) -> int:
+        """How many planes of truth it has: classes, then cores."""
+        return len(self.labels.classes) + (0 if self.cores is None else len(self.cores.classes))
 
     def closed(self, window: Window) -> list[Window]:
         """Parts of `window` that are held for validation, or too near to it."""

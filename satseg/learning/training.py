@@ -38,14 +38,18 @@ from satseg.learning.forward import Standardize
 from satseg.learning.grounds import Prepared
 from satseg.learning.losses import make_loss
 from satseg.learning.machine import bf16_is_native, threads_for
+from satseg.learning.network import Network
+from satseg.learning.reporting import Reporter
 from satseg.learning.split import Ground
-from satseg.learning.unet import UNet
+from satseg.learning.zoo import hold_encoder, parameter_groups
 from satseg.progress import Progress
 from satseg.run import RunConfig
 
 CHECKPOINT_SECONDS = 60
 """At most this much work is lost to a kill."""
 VALID_TILE_PX = 512
+VALID_HALO_PX = 128
+"""Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """image (B, C, S, S) float32, valid (B, 1, S, S) bool, target (B, K, S, S) uint8, labelled (B, 1, S, S) bool."""
 
@@ -142,7 +146,7 @@ class Learner(lightning.LightningModule):
 
     Parameters
     ----------
-    network : UNet
+    network : Network
     normalization : Normalization
     run : RunConfig
     classes : sequence of str
@@ -152,7 +156,7 @@ class Learner(lightning.LightningModule):
 
     def __init__(
         self,
-        network: UNet,
+        network: Network,
         normalization: Normalization,
         run: RunConfig,
         *,
@@ -163,7 +167,7 @@ class Learner(lightning.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.target = device
         self.normalize = Standardize(normalization)
-        self.options, self.changes = run.train, run.changes
+        self.options, self.tuning, self.changes = run.train, run.model, run.changes
         self.classes = tuple(classes)
         self.loss = make_loss(run.train.loss)
         self.budget = Budget(run.train.steps, run.train.minutes)
@@ -190,8 +194,8 @@ class Learner(lightning.LightningModule):
         """Add the batch's pixels to the threshold curve."""
         image, valid, target, labelled = batch
         logits = self.network(self.normalize(image, valid).contiguous(memory_format=torch.channels_last))
-        crop = self.network.crop
-        self.curve.update(logits.float().sigmoid(), cut(target, crop), cut(labelled, crop))
+        crop, count = self.network.crop, len(self.classes)
+        self.curve.update(logits[:, :count].float().sigmoid(), cut(target[:, :count], crop), cut(labelled, crop))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous validation."""
@@ -209,16 +213,17 @@ class Learner(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set before each step from the elapsed share of the budget."""
-        return torch.optim.AdamW(
-            self.network.parameters(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay
-        )
+        groups = parameter_groups(self.network, self.tuning)
+        return torch.optim.AdamW(groups, lr=self.options.learning_rate, weight_decay=self.options.weight_decay)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate of this step."""
         optimizer = self.optimizers(use_pl_optimizer=False)
-        rate = self.options.learning_rate * schedule(self.budget.share(self.global_step), self.options.warmup)
+        share = self.budget.share(self.global_step)
+        hold_encoder(self.network, self.tuning, share)
+        rate = self.options.learning_rate * schedule(share, self.options.warmup)
         for group in optimizer.param_groups:  # type: ignore[union-attr]  # one optimiser, see above
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the time spent and the best validation, so that a resumed run goes on with them."""
@@ -240,21 +245,6 @@ def schedule(share: float, warmup: float) -> float:
 def cut(planes: torch.Tensor, margin: int) -> torch.Tensor:
     """`planes` (..., H, W) without `margin` pixels on every side."""
     return planes if margin == 0 else planes[..., margin:-margin, margin:-margin]
-
-
-class _Reporter(Callback):
-    """Passes step, loss and the current Jaccard on to the caller's progress function."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = trainer.callback_metrics.get("loss")
-        jaccard = trainer.callback_metrics.get("jaccard")
-        notes = [f"step {module.global_step}"]
-        notes += [f"loss {float(loss):.3f}"] if loss is not None else []
-        notes += [f"J {float(jaccard):.3f}"] if jaccard is not None else []
-        self._progress("train", module.budget.share(module.global_step), 1.0, "  ".join(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +274,7 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     chips, tiles = _loaders(learner, prepared)
     _keep_metrics(folder)
     with _quiet(), threads_for(learner.target, timed=learner.budget.minutes is not None):
-        trainer = _trainer(learner, folder, [*_checkpoints(folder), _Reporter(progress)])
+        trainer = _trainer(learner, folder, [*_checkpoints(folder), Reporter(progress)])
         with _interrupts():
             trainer.fit(learner, chips, tiles, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
         steps, seconds = trainer.global_step, learner.budget.elapsed_s
@@ -316,8 +306,9 @@ def _loaders(learner: Learner, prepared: Prepared) -> tuple[DataLoader[Chip], Da
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
     )
+    margin = -(-max(VALID_HALO_PX, network.crop) // network.stride) * network.stride
     held = HeldTiles(
-        prepared.validation, tile=VALID_TILE_PX, halo=network.halo, stride=network.stride, cache_bytes=room
+        prepared.validation, tile=VALID_TILE_PX, halo=min(network.halo, margin), stride=network.stride, cache_bytes=room
     )
     return chips, DataLoader(held, batch_size=1, collate_fn=stack_chips)
 
