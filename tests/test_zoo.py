@@ -526,9 +526,12 @@ def test_a_run_trains_saves_and_detects_with_an_encoder(tmp_path):
     data = [squares(tmp_path)]
     weights = saved_weights(tmp_path, net(bands=3).encoder.state_dict())
     options = {"chip": 32, "batch": 4, "rounds": 1, "steps": 2, "precision": "fp32", "device": "cpu"}
-    zoo = {"encoder": SMALL, "arch": "linknet", "weights": weights}
+    zoo = {"encoder": SMALL, "arch": "linknet", "weights": weights, "freeze": 1.0}
+    start = net(bands=2, weights=weights).encoder.state_dict()
     trained = satseg.train(data, output=tmp_path / "m.safetensors", **options, **zoo)
     assert trained.card.training.options["model"]["weights"] == "w.safetensors"
+    held = trained.network.encoder.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in start.items())
     found = satseg.detect(tmp_path / "m.safetensors", data[0][0])
     assert set(found.columns) >= {"class_name", "score"}
 

@@ -77,9 +77,12 @@ def examples(
     chips, truths, known = (cut(part, network.crop).cpu().numpy() for part in (seen, target, labelled))
     shades = [colors[name] for name in learner.classes]
     return [
-        _example(rgb_preview(chip, (chip != 0).any(axis=0), bands), truth > 0.5, sure.all(axis=0), score, shades)
+        _example(
+            rgb_preview(chip, (chip != 0).any(axis=0), bands), truth[: len(shades)] > 0.5, sure.all(axis=0),
+            score[: len(shades)], shades,
+        )
         for chip, truth, sure, score in zip(chips, truths, known, scores, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _example(
