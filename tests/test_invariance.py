@@ -16,9 +16,9 @@ from tests.worlds import BANDS, tiny_model
 EXACT = {"min_area": 0.0, "halo": "exact"}
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(seed=3)
+@pytest.fixture(scope="module", params=[(), ("b",)], ids=["plain", "objects cut apart"])
+def model(request):
+    return tiny_model(seed=3, separated=request.param)
 
 
 @pytest.fixture(scope="module")

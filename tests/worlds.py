@@ -43,11 +43,12 @@ def squares(
 
 
 def tiny_model(
-    *, classes: tuple[str, ...] = ("a", "b"), seed: int = 0, gsd_m: float | None = None, **network: object
-) -> Model:
+    *, classes: tuple[str, ...] = ("a", "b"), separated: tuple[str, ...] = (), seed: int = 0,
+    gsd_m: float | None = None, **network: object,
+) -> Model:  # fmt: skip
     """An untrained model of `BANDS` whose scores vary from pixel to pixel."""
     arguments = {"width": 4, "depth": 3, "stem": 1, **network}
-    config = UNetConfig(bands=len(BANDS), classes=len(classes), **arguments)  # type: ignore[arg-type]
+    config = UNetConfig(bands=len(BANDS), classes=len(classes) + len(separated), **arguments)  # type: ignore[arg-type]
     net = UNet(config, generator=torch.Generator().manual_seed(seed)).eval()
     with torch.no_grad():
         net.head.weight.mul_(100)  # the head starts near 0; spread the scores so that equality means something
@@ -58,6 +59,7 @@ def tiny_model(
         gsd_m=gsd_m,
         normalization=Normalization(BANDS, (500.0,) * count, (200.0,) * count, (0.0,) * count, (2047.0,) * count),
         classes=tuple(ClassItem(name=name, id=i + 1, color="#336699") for i, name in enumerate(classes)),
+        separated=separated,
         halo=net.halo,
         stride=net.stride,
     )

@@ -1,15 +1,16 @@
 """Objects that touch in a mask, cut apart: each grows from a core of its own, and where two meet runs a cut.
 
 A network that is asked only for roofs runs neighbours together; asked for their insides too, it keeps those
-apart. `Separator` takes the codes of a class and of its cores row by row. Cores are the seeds of a watershed on
-the scores inside the mask (Vincent and Soille 1991, by a queue per level): the highest score is flooded first.
-Of two neighbours in different basins the upper or left one becomes outside, so that 4-connected outlines part.
+apart. `Separator` takes the codes of a class and of its cores row by row. Cores grow through the mask, all of them a
+pixel at a time, and each pixel belongs to the core that reaches it first. Of two neighbours in different
+basins the upper or left one becomes outside, so that 4-connected outlines part.
 
 Work goes by slabs of `SLAB` rows counted from the top, each seen with `MARGIN` rows around: a cut depends on
 what lies near it and never on how the rows were computed or handed over. Two cores that join only further
 away than that are taken for two, which leaves a slit in a polygon and does not part it.
 
-Rejected: watershed on the whole raster (memory follows the scene), in tiles of the network (cuts would depend
+Rejected: flooding the highest scores first (F1 at IoU 0.5 was the same within 0.005, and the last digit of a score
+would move a cut), growth on the whole raster (memory follows the scene), in tiles of the network (cuts would depend
 on tiles), on finished polygons (a merged town has no bound, and is what needs cutting most).
 """
 
@@ -20,8 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from satseg.vector.layers import INVALID, LAST, OUTSIDE
-from satseg.vector.runs import entry, helper
+from satseg.vector.layers import INVALID, OUTSIDE
+from satseg.vector.runs import entry
 
 SLAB, MARGIN = 160, 48
 """Rows cut at a time, and rows seen above and below them: more than an object's width, at 10 bytes a pixel."""
@@ -93,7 +94,7 @@ class Separator:
         for plane, core in self._pairs:
             mask, cores = np.ascontiguousarray(rows[plane]), np.ascontiguousarray(rows[core])
             if _seeds(mask, cores, basins, queue, LEAST_CORE_PX) > 1:
-                _flood(mask, basins, queue, np.full((2, 256), -1, np.int32))
+                _flood(mask, basins, queue)
                 _part(mask, basins, first, result[plane])
         return result
 
@@ -132,42 +133,25 @@ def _seeds(
     return count
 
 
-@helper
-def _append(ends: NDArray[np.int32], after: NDArray[np.int32], level: int, place: int) -> None:
-    after[place] = -1
-    if ends[0, level] < 0:
-        ends[0, level] = place
-    else:
-        after[ends[1, level]] = place
-    ends[1, level] = place
-
-
 @entry
-def _flood(
-    mask: NDArray[np.uint8], basins: NDArray[np.int32], after: NDArray[np.int32], ends: NDArray[np.int32]
-) -> None:
-    """Grow the basins over the mask, highest codes first.
-
-    `ends` (2, 256) holds the first and last pixel of each level's queue, -1 at the start; `after` links them.
-    """
+def _flood(mask: NDArray[np.uint8], basins: NDArray[np.int32], queue: NDArray[np.int32]) -> None:
+    """Grow the basins over the mask, a pixel at a time in all of them."""
     height, width = mask.shape
+    count, done = 0, 0
     for r in range(height):
         for c in range(width):
             if basins[r, c] > 0:
-                _append(ends, after, mask[r, c], r * width + c)
-    level = LAST
-    while level > OUTSIDE:
-        place = ends[0, level]
-        if place < 0:
-            level -= 1
-            continue
-        ends[0, level] = after[place]
+                queue[count] = r * width + c
+                count += 1
+    while done < count:
+        place = queue[done]
+        done += 1
         y, x = place // width, place % width
         for k in range(4):
             v, u = y + (k == 0) - (k == 1), x + (k == 2) - (k == 3)
             if 0 <= v < height and 0 <= u < width and basins[v, u] == 0 and 0 < mask[v, u] < INVALID:
-                basins[v, u] = basins[y, x]
-                _append(ends, after, min(level, mask[v, u]), v * width + u)
+                basins[v, u], queue[count] = basins[y, x], v * width + u
+                count += 1
 
 
 @entry
