@@ -6,6 +6,7 @@ The parts of the town import satseg when they are asked for: tests of imports mu
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real imagery not found at {folder}; set SATSEG_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_interrupts() -> None:
+    """Ctrl-C means what it means on a terminal: a shell hands an ignored SIGINT down to what it starts with &."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
