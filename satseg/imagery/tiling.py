@@ -208,14 +208,14 @@ def plan_tiles(
             f"window {window} does not touch a grid of {grid.height} x {grid.width} pixels", code="E-GRID-112"
         )
     return TilePlan(
-        area, _round_up(tile, align), _round_up(across, align), _round_up(halo, align), align, grid.height, grid.width
+        area, round_up(tile, align), round_up(across, align), round_up(halo, align), align, grid.height, grid.width
     )
 
 
 def _reach(start: int, length: int, halo: int, align: int, size: int, beyond: int) -> tuple[int, int]:
     """Start and length of the read around a keep along one axis of `size` pixels."""
     first = max(start // align * align - halo, -beyond)
-    last = min(_round_up(start + length, align) + halo, _round_up(size, align) + beyond)
+    last = min(round_up(start + length, align) + halo, round_up(size, align) + beyond)
     return first, last - first
 
 
@@ -224,11 +224,12 @@ def _reaches(start: int, length: int, tile: int, plan: TilePlan, size: int, beyo
     cells = np.asarray(_cells(start, length, tile)) * tile
     first, last = np.maximum(cells, start), np.minimum(cells + tile, start + length)
     low = np.maximum(first // plan.align * plan.align - plan.halo, -beyond)
-    high = np.minimum(-(-last // plan.align) * plan.align + plan.halo, _round_up(size, plan.align) + beyond)
+    high = np.minimum(-(-last // plan.align) * plan.align + plan.halo, round_up(size, plan.align) + beyond)
     return int((high - low).sum())
 
 
-def _round_up(size: int, step: int) -> int:
+def round_up(size: int, step: int) -> int:
+    """Return the least multiple of `step` that is not below `size`."""
     return -(-size // step) * step
 
 

@@ -27,7 +27,7 @@ from satseg.errors import OutputError, UsageError
 from satseg.imagery.geotiff import BLOCK
 from satseg.imagery.mapping import Shift, relate
 from satseg.imagery.scene import Scene
-from satseg.imagery.tiling import TilePlan, plan_tiles
+from satseg.imagery.tiling import TilePlan, plan_tiles, round_up
 from satseg.learning.bundle import Model
 from satseg.learning.engine import Working, beyond_grid
 from satseg.learning.forward import Wanted
@@ -227,7 +227,7 @@ def activation_bytes(model: Model) -> int:
     """
     largest, network = 0, model.network
     side = max(64, 4 * model.stride, 2 * network.crop + model.stride)
-    side = -(-side // model.stride) * model.stride
+    side = round_up(side, model.stride)
 
     def note(_: torch.nn.Module, given: Sequence[torch.Tensor], result: torch.Tensor) -> None:
         nonlocal largest
@@ -292,7 +292,7 @@ def _probe(model: Model, working: Working) -> float:
     """Seconds for each pixel through the network, by one small tile."""
     device = working.devices[0] if working.devices else model.device
     runtime = make_runtime(model, engine=working.engine, amp=working.amp, device=device)
-    side = -(-max(PROBE_PX, 2 * model.network.crop + model.stride) // model.stride) * model.stride
+    side = round_up(max(PROBE_PX, 2 * model.network.crop + model.stride), model.stride)
     image = torch.zeros(1, len(model.bands), side, side, device=device)
     seconds = []
     for _ in range(PROBES + 1):

@@ -34,7 +34,7 @@ from satseg.grid import Grid, slices
 from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.rows import RowReader, area_layer, inside_area
 from satseg.imagery.scene import Scene
-from satseg.imagery.tiling import Tile, TilePlan, TileRow
+from satseg.imagery.tiling import Tile, TilePlan, TileRow, round_up
 from satseg.learning.bundle import Model
 from satseg.learning.forward import Forward, Piece, Planes, Wanted
 from satseg.learning.runtimes import make_runtime
@@ -144,7 +144,7 @@ def scan(
 
 def beyond_grid(crop: int, stride: int) -> int:
     """Return how far reads go beyond the grid for a network that cuts `crop` pixels off each side."""
-    return -(-crop // stride) * stride
+    return round_up(crop, stride)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

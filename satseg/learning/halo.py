@@ -20,6 +20,7 @@ from rasterio.windows import Window
 
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import Scene
+from satseg.imagery.tiling import round_up
 from satseg.learning.forward import Standardize
 from satseg.learning.network import Network
 
@@ -56,7 +57,7 @@ def measure_halo(
     int
         A multiple of the network's stride, at least its crop, at most `network.halo`.
     """
-    least = -(-network.crop // network.stride) * network.stride
+    least = round_up(network.crop, network.stride)
     device = next(network.parameters()).device
     normalize, training = Standardize(normalization).to(device), network.training
     network.eval()
@@ -74,7 +75,7 @@ def _images(
 ) -> Iterable[torch.Tensor]:
     """Normalised pieces (1, C, h, w) of the scenes with all the margin there is, at places drawn for each."""
     rng, stride = np.random.default_rng(seed), network.stride
-    side = -(-CORE_PX // stride) * stride + 2 * network.halo
+    side = round_up(CORE_PX, stride) + 2 * network.halo
     for number in range(pieces):
         scene = scenes[number % len(scenes)]
         at = [int(rng.integers(0, max(1, size - side + 1))) // stride * stride for size in scene.grid.shape]

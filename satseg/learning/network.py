@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from satseg.errors import BandError, GridError, UsageError
+from satseg.imagery.tiling import round_up
 
 UNBOUNDED_HALO_PX = 256
 """Widest margin tried where a reach has no end; twice a training chip, beyond which such a network saw nothing."""
@@ -57,7 +58,7 @@ class Network(nn.Module, ABC):
 
         `UNBOUNDED_HALO_PX` where the reach has no end; no halo makes tiles equal the whole scene there.
         """
-        return _round_up(UNBOUNDED_HALO_PX if self.reach is None else self.reach, self.stride)
+        return round_up(UNBOUNDED_HALO_PX if self.reach is None else self.reach, self.stride)
 
     @property
     def stride(self) -> int:
@@ -76,7 +77,7 @@ class Network(nn.Module, ABC):
             raise BandError(f"input of shape {tuple(x.shape)} is not {wanted}", code="E-BAND-050")
         height, width = x.shape[-2:]
         smallest = 2 * self.crop + 1
-        fits = [_round_up(max(size, smallest), self.stride) for size in (height, width)]
+        fits = [round_up(max(size, smallest), self.stride) for size in (height, width)]
         if fits != [height, width]:
             larger = f" and more than {2 * self.crop}" if self.crop else ""
             raise GridError(
@@ -102,7 +103,3 @@ def log_odds(prior: float | Sequence[float] | None, classes: int) -> Tensor:
             f"prior {prior} is not one share between 0 and 1 for each of {classes} classes", code="E-USE-051"
         )
     return torch.tensor([math.log(share / (1 - share)) for share in shares])
-
-
-def _round_up(size: int, step: int) -> int:
-    return -(-size // step) * step

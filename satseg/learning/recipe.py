@@ -17,6 +17,7 @@ import torch
 from satseg.crs import describe
 from satseg.errors import UsageError
 from satseg.imagery.scene import Scene
+from satseg.imagery.tiling import round_up
 from satseg.learning.architectures import architecture_of, library_versions, new_network
 from satseg.learning.augment import step_generator
 from satseg.learning.bundle import Model, current_versions, resolve_device
@@ -54,7 +55,7 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
     if run.train.chip < smallest or run.train.chip % stride:
         raise UsageError(
             f"chip {run.train.chip} is no multiple of the network's stride {stride} above its crop",
-            hint=f"give {-(-smallest // stride) * stride}",
+            hint=f"give {round_up(smallest, stride)}",
             code="E-TRN-007",
         )
     if run.model.encoder and run.train.batch < 2:

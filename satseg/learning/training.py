@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from satseg.errors import InputError
 from satseg.imagery.normalization import Normalization
-from satseg.imagery.tiling import Tile, plan_tiles
+from satseg.imagery.tiling import Tile, plan_tiles, round_up
 from satseg.learning.augment import augment, step_generator
 from satseg.learning.chips import Chip, ChipReader, ChipSampler
 from satseg.learning.curves import ThresholdCurve
@@ -306,7 +306,7 @@ def _loaders(learner: Learner, prepared: Prepared) -> tuple[DataLoader[Chip], Da
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
     )
-    margin = -(-max(VALID_HALO_PX, network.crop) // network.stride) * network.stride
+    margin = round_up(max(VALID_HALO_PX, network.crop), network.stride)
     held = HeldTiles(
         prepared.validation, tile=VALID_TILE_PX, halo=min(network.halo, margin), stride=network.stride, cache_bytes=room
     )
