@@ -11,7 +11,8 @@ import torch
 import satseg
 from satseg.errors import BandError, InputError, LabelError, OutputError, UsageError
 from satseg.learning.curves import ThresholdCurve
-from satseg.learning.training import Budget, schedule
+from satseg.learning.feed import Budget
+from satseg.learning.training import schedule
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, squares, tiny_model
 

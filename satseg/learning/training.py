@@ -12,11 +12,10 @@ validation where it belongs without counting the chips of an endless stream.
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,119 +25,24 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from satseg.errors import InputError
 from satseg.imagery.normalization import Normalization
-from satseg.imagery.tiling import Tile, plan_tiles, round_up
 from satseg.learning.augment import augment, step_generator
-from satseg.learning.chips import Chip, ChipReader, ChipSampler
 from satseg.learning.curves import ThresholdCurve
+from satseg.learning.feed import Batch, Budget, Moment, training_batches, validation_tiles
 from satseg.learning.forward import Standardize
 from satseg.learning.grounds import Prepared
 from satseg.learning.losses import make_loss
 from satseg.learning.machine import bf16_is_native, threads_for
 from satseg.learning.network import Network
 from satseg.learning.reporting import Reporter
-from satseg.learning.split import Ground
 from satseg.learning.zoo import hold_encoder, parameter_groups
 from satseg.progress import Progress
 from satseg.run import RunConfig
 
 CHECKPOINT_SECONDS = 60
 """At most this much work is lost to a kill."""
-VALID_TILE_PX = 512
-VALID_HALO_PX = 128
-"""Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""image (B, C, S, S) float32, valid (B, 1, S, S) bool, target (B, K, S, S) uint8, labelled (B, 1, S, S) bool."""
-
-
-@dataclass(slots=True)
-class Budget:
-    """How much of a run is done, in steps or in minutes of wall time; carried through a resume."""
-
-    steps: int | None
-    minutes: float | None
-    before_s: float = 0.0
-    started_s: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds spent so far, those of the run this one resumes included."""
-        return self.before_s + time.monotonic() - self.started_s
-
-    def share(self, step: int) -> float:
-        """Share of the budget used up after `step` steps, 0..1."""
-        if self.steps is not None:
-            return min(1.0, step / self.steps)
-        return min(1.0, self.elapsed_s / (60 * (self.minutes or 1.0)))
-
-
-class Chips(Dataset[Chip]):
-    """Chip number i of the run, for any i; each process reads through handles of its own."""
-
-    def __init__(self, sampler: ChipSampler, *, cache_bytes: int) -> None:
-        self.sampler, self._room = sampler, cache_bytes // max(1, len(sampler.grounds))
-        self._readers: dict[int, ChipReader] = {}
-
-    def __getitem__(self, number: int) -> Chip:
-        index, view = self.sampler.place(number)
-        if index not in self._readers:
-            self._readers[index] = ChipReader(self.sampler.grounds[index], cache_bytes=self._room, blank=True)
-        return self._readers[index].view(view, size=self.sampler.size)
-
-
-class HeldTiles(Dataset[Chip]):
-    """Tiles with a halo that cover the ground held for validation, each pixel once."""
-
-    def __init__(self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, cache_bytes: int) -> None:
-        self._tiles: list[tuple[int, Tile]] = []
-        for index, ground in enumerate(grounds):
-            for held in ground.held or (ground.scene.grid.window,):
-                plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
-                self._tiles += [(index, piece) for piece in plan]
-        self._readers = [ChipReader(ground, cache_bytes=cache_bytes // max(1, len(grounds))) for ground in grounds]
-
-    def __len__(self) -> int:
-        return len(self._tiles)
-
-    def __getitem__(self, number: int) -> Chip:
-        index, tile = self._tiles[number]
-        chip = self._readers[index].read(tile.read)
-        kept = np.zeros(chip.labelled.shape, bool)
-        top, left = tile.keep.row_off - tile.read.row_off, tile.keep.col_off - tile.read.col_off
-        kept[top : top + tile.keep.height, left : left + tile.keep.width] = True
-        return Chip(chip.image, chip.valid, chip.target, chip.labelled & kept)
-
-
-class RoundSampler(Sampler[list[int]]):
-    """Batches of chip numbers until the current round's part of the budget is used up."""
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-
-    def __iter__(self) -> Iterator[list[int]]:
-        learner, size = self._learner, self._learner.options.batch
-        ranks, rank = learner.trainer.world_size, learner.trainer.global_rank
-        step, until = learner.global_step, (learner.current_epoch + 1) / (learner.trainer.max_epochs or 1)
-        while True:
-            first = (step * ranks + rank) * size
-            yield list(range(first, first + size))
-            step += 1
-            if learner.budget.share(step) >= until - 1e-9:
-                return
-
-
-def stack_chips(chips: Sequence[Chip]) -> Batch:
-    """Collate chips into one batch of tensors; images become float32."""
-    images = np.stack([chip.image for chip in chips]).astype(np.float32, copy=False)
-    return (
-        torch.from_numpy(images),
-        torch.from_numpy(np.stack([chip.valid for chip in chips])[:, None]),
-        torch.from_numpy(np.stack([chip.target for chip in chips])),
-        torch.from_numpy(np.stack([chip.labelled for chip in chips])[:, None]),
-    )
 
 
 class Learner(lightning.LightningModule):
@@ -231,7 +135,12 @@ class Learner(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the time of the run being resumed."""
-        self.budget = Budget(self.budget.steps, self.budget.minutes, before_s=float(checkpoint["elapsed_s"]))
+        self.budget.resume(float(checkpoint["elapsed_s"]))
+
+    def moment(self) -> Moment:
+        """Where the run stands as a round begins."""
+        until = (self.current_epoch + 1) / (self.trainer.max_epochs or 1)
+        return Moment(self.global_step, until, self.trainer.global_rank, self.trainer.world_size)
 
 
 def schedule(share: float, warmup: float) -> float:
@@ -271,7 +180,9 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
         Go on from ``last.ckpt`` when it is there.
     """
     checkpoint = folder / "last.ckpt"
-    chips, tiles = _loaders(learner, prepared)
+    options = learner.options
+    chips = training_batches(prepared, options, learner.changes, budget=learner.budget, moment=learner.moment)
+    tiles = validation_tiles(prepared, options, learner.network)
     _keep_metrics(folder)
     with _quiet(), threads_for(learner.target, timed=learner.budget.minutes is not None):
         trainer = _trainer(learner, folder, [*_checkpoints(folder), Reporter(progress)])
@@ -291,26 +202,6 @@ def _keep_metrics(folder: Path) -> None:
     if metrics.exists():
         parts = len([*folder.glob("metrics.*.csv")])
         metrics.rename(folder / f"metrics.{parts + 1}.csv")
-
-
-def _loaders(learner: Learner, prepared: Prepared) -> tuple[DataLoader[Chip], DataLoader[Chip]]:
-    options, network = learner.options, learner.network
-    room = options.cache_mb * 2**20
-    sampler = ChipSampler(
-        prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=learner.changes
-    )
-    chips = DataLoader(
-        Chips(sampler, cache_bytes=room),
-        batch_sampler=RoundSampler(learner),
-        collate_fn=stack_chips,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
-    )
-    margin = round_up(max(VALID_HALO_PX, network.crop), network.stride)
-    held = HeldTiles(
-        prepared.validation, tile=VALID_TILE_PX, halo=min(network.halo, margin), stride=network.stride, cache_bytes=room
-    )
-    return chips, DataLoader(held, batch_size=1, collate_fn=stack_chips)
 
 
 def _checkpoints(folder: Path) -> list[Callback]:
