@@ -22,6 +22,7 @@ from satseg.learning.detection import DetectOptions
 from satseg.learning.engine import Working, scan
 from satseg.learning.forward import Wanted
 from satseg.learning.inference import chosen_halo, gather, working_scene
+from satseg.learning.views import TTA
 from tests.factories import noise, north_up, rotated, write_tiff
 from tests.worlds import BANDS, tiny_model
 
@@ -125,7 +126,7 @@ def test_eight_turns_of_a_turned_scene_agree(tmp_path):
     results = []
     for name, pixels in (("s", data), ("t", np.rot90(data, axes=(1, 2)).copy())):
         scene = open_scene(write_tiff(tmp_path / f"{name}.tif", pixels, descriptions=BANDS))
-        results.append(scores(model, scene, tile=64, flips=True).data)
+        results.append(scores(model, scene, tile=64, views=TTA["d4"]).data)
     np.testing.assert_allclose(np.rot90(results[0], axes=(1, 2)), results[1], atol=1e-5)
 
 

@@ -15,6 +15,7 @@ from satseg.imagery.tiling import plan_tiles
 from satseg.learning.forward import Forward, Piece, Wanted, codes_of, entropy_of
 from satseg.learning.kernels import encode, pack
 from satseg.learning.runtimes import make_runtime
+from satseg.learning.views import TTA
 from satseg.vector.layers import PlaneCode
 from tests.factories import noise, write_tiff
 from tests.worlds import BANDS, tiny_model
@@ -100,15 +101,16 @@ def test_entropy_is_that_of_the_least_certain_class():
     np.testing.assert_allclose(entropy_of(scores)[0, 0], [1.0, bits, 0.0, 0.0], atol=1e-5)
 
 
-def run(path, wanted, *, compiled, flips=False):
+def run(path, wanted, *, compiled, tta="none"):
     model = tiny_model()
     scene = open_scene(path)
-    plan = plan_tiles(scene.grid, tile=64, halo=model.halo, align=model.stride)
+    views = TTA[tta]
+    plan = plan_tiles(scene.grid, tile=64, halo=views.margin(model.halo), align=model.stride * views.step)
     tile = plan.tight(next(iter(plan)))
     planes = wanted.empty(2, height=tile.keep.height, width=tile.keep.width)
     with RowReader(scene, rows=range(scene.grid.height), cols=range(scene.grid.width)) as rows:
         view = rows.window(0, scene.grid.height)
-        forward = Forward(model, make_runtime(model), wanted, flips=flips)
+        forward = Forward(model, make_runtime(model), wanted, views=views)
         forward._compiled = compiled
         keep = tile.keep
         forward([Piece(tile, view, planes, slice(0, keep.height), slice(0, keep.width))])
@@ -116,14 +118,14 @@ def run(path, wanted, *, compiled, flips=False):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-@pytest.mark.parametrize("flips", [False, True])
-def test_the_way_by_torch_gives_what_the_compiled_way_gives(tmp_path, dtype, flips):
+@pytest.mark.parametrize("tta", TTA)
+def test_the_way_by_torch_gives_what_the_compiled_way_gives(tmp_path, dtype, tta):
     """On a GPU pixels are normalised and codes made by torch; the same code runs here on the CPU."""
     data = (noise(2, 37, 51) * 3).astype(dtype)
     data[:, 5:9, 7:20] = 0
     path = write_tiff(tmp_path / "s.tif", data, nodata=0, descriptions=BANDS)
     wanted = Wanted(np.array([0.4, 0.6], np.float32), scores="float32", entropy=True)
-    ours, theirs = (run(path, wanted, compiled=compiled, flips=flips) for compiled in (True, False))
+    ours, theirs = (run(path, wanted, compiled=compiled, tta=tta) for compiled in (True, False))
     np.testing.assert_array_equal(ours["codes"] == 255, theirs["codes"] == 255)
     near = np.abs(ours["scores"] - wanted.thresholds[:, None, None]) < 1e-5
     same = np.abs(ours["codes"].astype(int) - theirs["codes"]) <= 1

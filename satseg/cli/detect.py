@@ -87,7 +87,10 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 @click.option("--threshold", type=float, help="For all classes, in place of the model's own.")
 @click.option("--min-area", type=float, metavar="M2", help="Drop smaller polygons.")
 @click.option("--simplify", type=float, default=0.0, metavar="M", help="Tolerance in metres; shared edges stay shared.")
-@click.option("--tta", type=click.Choice(["none", "d4"]), default="none", show_default=True)
+@click.option(
+    "--tta", type=click.Choice(["none", "d4", "scales", "d4+scales"]), default="none", show_default=True,
+    help="Average scores over 8 turns, over 3 scales (4 x the work), or over both.",
+)
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")
 @overwrite_option

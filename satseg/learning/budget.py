@@ -30,8 +30,9 @@ from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan, plan_tiles, round_up
 from satseg.learning.bundle import Model
 from satseg.learning.engine import Working, beyond_grid
-from satseg.learning.forward import Wanted
+from satseg.learning.forward import ONE_VIEW, Wanted
 from satseg.learning.runtimes import make_runtime
+from satseg.learning.views import Views
 from satseg.vector.separate import MARGIN, SLAB, WORK_BYTES
 
 MIB = 2**20
@@ -66,7 +67,7 @@ class Estimate:
         Of the area.
     tiles : int
     work : float
-        Pixels through the network for each pixel of the area.
+        Pixels through the network for each pixel of the area, in all views of `tta`.
     memory_bytes, disk_bytes : int
         Of the host at most, and on disk at most at one time.
     seconds : float or None
@@ -107,6 +108,8 @@ def choose_tiles(
 
     Parameters
     ----------
+    halo : int
+        Margin that the network is to have; wider where it looks at smaller views.
     tile : int, optional
         Side of a tile, in place of the chosen one.
     max_memory : int, optional
@@ -118,12 +121,14 @@ def choose_tiles(
         `max_memory` is less than the smallest tiles take (E-USE-060).
     """
     memory = _Memory(model, scene, wanted, working)
+    views, most_read = working.views, READ_PX.get(model.device.type, READ_PX["cuda"])
+    halo, align = views.margin(halo), model.stride * views.step
     cells = _sides(window) if tile is None else [(tile, tile)]
     best: tuple[tuple[float, ...], TilePlan, int] | None = None
     for height, width in cells:
-        plan = plan_tiles(scene.grid, tile=height, tile_width=width, halo=halo, window=window, align=model.stride)
+        plan = plan_tiles(scene.grid, tile=height, tile_width=width, halo=halo, window=window, align=align)
         needed = memory.of(plan)
-        rank = _rank(plan, needed, memory.start, READ_PX.get(model.device.type, READ_PX["cuda"]), max_memory)
+        rank = _rank(plan, needed, memory.start, most_read / views.largest, max_memory)
         if best is None or rank < best[0]:
             best = rank, plan, needed
     assert best is not None, "there is always a tile to look at"
@@ -147,7 +152,7 @@ def _sides(window: Window) -> Iterable[tuple[int, int]]:
     return product(heights, widths)
 
 
-def _rank(plan: TilePlan, needed: int, start: int, most_read: int, limit: int | None) -> tuple[float, ...]:
+def _rank(plan: TilePlan, needed: int, start: int, most_read: float, limit: int | None) -> tuple[float, ...]:
     """The smaller, the better: a limit comes first, then `MOST_WORK`, then what work and memory cost together."""
     height, width = plan.read_size
     inner = (height / plan.tile) * (width / plan.tile_width)
@@ -173,7 +178,8 @@ class _Memory:
         on_host = model.device.type == "cpu"
         per_input = len(scene.bands) * (4 if on_host else scene.dtype.itemsize)
         at_once = working.batch_size * (max(1, len(working.devices)) if on_host else 1)
-        self._input = (per_input + (activation_bytes(model) if on_host else 0)) * at_once
+        largest = working.views.largest
+        self._input = int((per_input + (activation_bytes(model) if on_host else 0)) * largest * at_once)
         self.start = resident_bytes() + FIXED_BYTES
 
     def of(self, plan: TilePlan) -> int:
@@ -199,7 +205,7 @@ def strip_rows(scene: Scene) -> int:
     return rows if STRIP_ROWS <= rows <= ALIGN_LIMIT else STRIP_ROWS
 
 
-def automatic_batch(model: Model, plan: TilePlan, devices: Sequence[torch.device]) -> int:
+def automatic_batch(model: Model, plan: TilePlan, devices: Sequence[torch.device], views: Views = ONE_VIEW) -> int:
     """Return how many tiles go through the network at a time: as many as the free memory of every GPU allows.
 
     On a CPU one: a second tile brings no speed there, and takes memory.
@@ -207,7 +213,7 @@ def automatic_batch(model: Model, plan: TilePlan, devices: Sequence[torch.device
     if any(device.type != "cuda" for device in devices):
         return 1
     height, width = plan.read_size
-    tile = height * width * (activation_bytes(model) + 4 * len(model.bands))
+    tile = height * width * views.largest * (activation_bytes(model) + 4 * len(model.bands))
     room = min(free_bytes(device) for device in devices) * GPU_SHARE
     return int(min(max(1, room // tile), MOST_BATCH))
 
@@ -278,13 +284,14 @@ def estimate(
     model: Model, plan: TilePlan, working: Working, *, memory: int, disk: int, timed: bool = False
 ) -> Estimate:
     """Return what working on `plan` takes; `timed` tries the network on a small tile to tell how long."""
-    work = plan.work(beyond=beyond_grid(model.network.crop, plan.align))
+    views = working.views
+    work = plan.work(beyond=beyond_grid(model.network.crop, plan.align, views)) * views.work
     pixels = plan.window.height * plan.window.width
     made = Estimate(pixels=pixels, tiles=len(plan), work=work, memory_bytes=memory, disk_bytes=disk)
     if not timed:
         return made
     gpus = sum(device.type == "cuda" for device in working.devices)  # several times the CPU is no more of it
-    speed = _probe(model, working) * (8 if working.flips else 1) / max(1, gpus)
+    speed = _probe(model, working) / max(1, gpus)
     return replace(made, seconds=speed * pixels * work)
 
 

@@ -45,6 +45,7 @@ from satseg.learning.grounds import area_of_interest
 from satseg.learning.inference import chosen_halo
 from satseg.learning.products import Making, Products, Targets
 from satseg.learning.runtimes import ENGINES
+from satseg.learning.views import TTA
 from satseg.ledger import Ledger, identity_of
 from satseg.progress import Progress
 from satseg.specs import suggest
@@ -67,8 +68,9 @@ class DetectOptions:
     tile, batch_size : int, optional
         Kept side of a tile, and tiles per pass; chosen from model, scene, device and memory.
     halo : int or "exact", optional
-        Margin of a tile. The model's own was measured: beyond it nothing moves a score by more than the
-        card says. "exact" covers all that the network can reach.
+        Margin of a tile; a third wider with `tta` over scales, so that the coarsest view has as much. The model's own
+        was measured: beyond it nothing moves a score by more than the card says. "exact" covers all that the
+        network can reach.
     max_memory : int, optional
         Bytes of host memory to stay within.
     engine : "torch", "onnx" or "openvino"
@@ -77,8 +79,9 @@ class DetectOptions:
         Several that share the work, such as ("cuda:0", "cuda:1"); the model's own when left out.
     amp : bool
         Compute in half precision: faster, scores differ in the third digit.
-    tta : {"none", "d4"}
-        Average over flips and quarter turns, at eight times the work.
+    tta : {"none", "d4", "scales", "d4+scales"}
+        Average the scores over flips and quarter turns, at eight times the work; over 0.75, 1 and 1.5 times the
+        working resolution, at four times; over both, at thirty times.
     threshold : float, optional
         For all classes, in place of the model's own.
     min_area, simplify : float, optional
@@ -105,7 +108,7 @@ class DetectOptions:
     score_type: ScoreType = "float32"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("tta", ("none", "d4")), ("engine", ENGINES), ("score_type", get_args(ScoreType))):
+        for name, allowed in (("tta", tuple(TTA)), ("engine", ENGINES), ("score_type", get_args(ScoreType))):
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
                 raise UsageError(f"{name} {getattr(self, name)!r} is not {words}", code="E-USE-021")
@@ -142,7 +145,7 @@ class DetectOptions:
         return Working(
             engine=self.engine,
             amp=self.amp,
-            flips=self.tta == "d4",
+            views=TTA[self.tta],
             devices=devices,
             batch_size=self.batch_size or 1,
             readers=max(1, cores // 2),
@@ -206,7 +209,7 @@ class Detection:
             max_memory=options.max_memory,
         )  # fmt: skip
         if options.batch_size is None:
-            working = replace(working, batch_size=automatic_batch(model, plan, working.devices))
+            working = replace(working, batch_size=automatic_batch(model, plan, working.devices, working.views))
         aoi = None if options.aoi is None else area_of_interest(options.aoi, scene)
         return cls(model, scene, plan, wanted, working, options, memory, aoi)
 

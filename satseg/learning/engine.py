@@ -36,8 +36,9 @@ from satseg.imagery.rows import RowReader, area_layer, inside_area
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import Tile, TilePlan, TileRow, round_up
 from satseg.learning.bundle import Model
-from satseg.learning.forward import Forward, Piece, Planes, Wanted
+from satseg.learning.forward import ONE_VIEW, Forward, Piece, Planes, Wanted
 from satseg.learning.runtimes import make_runtime
+from satseg.learning.views import Views
 from satseg.progress import Progress, silent
 from satseg.vector.layers import INVALID
 
@@ -54,8 +55,8 @@ class Working:
     engine : "torch", "onnx" or "openvino"
     amp : bool
         Compute in bfloat16.
-    flips : bool
-        Average over D4.
+    views : Views
+        Over which scores are averaged.
     devices : tuple of torch.device
         One thread each; the model's own when empty.
     batch_size : int
@@ -70,7 +71,7 @@ class Working:
 
     engine: str = "torch"
     amp: bool = False
-    flips: bool = False
+    views: Views = ONE_VIEW
     devices: tuple[torch.device, ...] = ()
     batch_size: int = 1
     readers: int = 1
@@ -115,7 +116,7 @@ def scan(
     scene : Scene
         As `working_scene` returns it.
     plan : TilePlan
-        Of the scene's grid, aligned to the network's stride.
+        Of the scene's grid, aligned to the network's stride times the step of the views.
     wanted : Wanted
     aoi : ndarray of Polygon, optional
         In the scene's CRS; results outside are not valid. What lies near it is looked at, so that the
@@ -136,15 +137,16 @@ def scan(
     near = None if aoi is None else _widened(aoi, scene.grid, plan.halo + plan.align)
     area = None if aoi is None else _Area(area_layer(aoi, scene.grid), scene.grid)
     with _Devices(model, wanted, working, area) as devices, _reader(scene, plan, working, near, first) as reader:
-        for band in _pipelined(devices, reader, plan, model.network.crop, working.bands_ahead, first):
+        beyond = beyond_grid(model.network.crop, plan.align, working.views)
+        for band in _pipelined(devices, reader, plan, beyond, working.bands_ahead, first):
             done = float((band.window.row_off + band.window.height - rows.start) * plan.window.width)
             progress("detect", done, total, "")
             yield band
 
 
-def beyond_grid(crop: int, stride: int) -> int:
-    """Return how far reads go beyond the grid for a network that cuts `crop` pixels off each side."""
-    return round_up(crop, stride)
+def beyond_grid(crop: int, align: int, views: Views = ONE_VIEW) -> int:
+    """Return how far reads go beyond the grid for a network that cuts `crop` pixels off each side of each view."""
+    return round_up(views.margin(crop), align)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,13 +182,13 @@ def _ends(plan: TilePlan) -> tuple[int, int]:
 
 
 def _pipelined(
-    devices: _Devices, reader: RowReader, plan: TilePlan, crop: int, ahead: int, first: int
+    devices: _Devices, reader: RowReader, plan: TilePlan, beyond: int, ahead: int, first: int
 ) -> Iterator[RowBand]:
     """Yield finished bands while the devices work on the next ones."""
     under_way: deque[_Started] = deque()
     finished: RowBand | None = None
     for number in range(first, len(plan.row_range)):
-        under_way.append(devices.start(number, plan.row(plan.row_range[number]), plan, reader, crop))
+        under_way.append(devices.start(number, plan.row(plan.row_range[number]), plan, reader, beyond))
         if finished is not None:
             yield finished
             finished = None
@@ -224,7 +226,7 @@ class _Devices:
         self._free: SimpleQueue[Forward] = SimpleQueue()
         for place in places:
             runtime = make_runtime(model, engine=working.engine, amp=working.amp, device=place)
-            self._free.put(Forward(model, runtime, wanted, flips=working.flips))
+            self._free.put(Forward(model, runtime, wanted, views=working.views))
         self._pool = ThreadPoolExecutor(len(places), "satseg-network")
         self._wanted, self._classes, self._batch, self._area = wanted, len(model.classes), working.batch_size, area
 
@@ -236,9 +238,8 @@ class _Devices:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def start(self, number: int, row: TileRow, plan: TilePlan, reader: RowReader, crop: int) -> _Started:
+    def start(self, number: int, row: TileRow, plan: TilePlan, reader: RowReader, beyond: int) -> _Started:
         """Hand the tiles of a row band to the devices, once its rows are read."""
-        beyond = beyond_grid(crop, plan.align)
         tiles = [plan.tight(tile, beyond=beyond) for tile in row.tiles]
         read = tiles[0].read
         view = reader.window(read.row_off, read.row_off + read.height)

@@ -27,11 +27,13 @@ from satseg.imagery.tiling import Tile
 from satseg.learning.bundle import Model
 from satseg.learning.kernels import encode, pack
 from satseg.learning.runtimes import Runtime
+from satseg.learning.views import Views
 from satseg.vector.layers import FIRST, INVALID, LAST
 
 ScoreType: TypeAlias = Literal["float32", "float16", "uint8"]
 Planes: TypeAlias = dict[str, NDArray[Any]]
 """Results of a row band by name: "codes" (P, h, w), "scores" (K, h, w), "entropy" (1, h, w)."""
+ONE_VIEW = Views()
 BYTE_STEPS = 254
 """A score or an entropy of 1 as a byte; 255 is left for pixels that are not valid."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -118,12 +120,12 @@ class Forward:
     runtime : Runtime
         The network, ready on its device.
     wanted : Wanted
-    flips : bool
-        Average the scores over the eight flips and quarter turns (D4).
+    views : Views
+        Over which the scores are averaged.
     """
 
-    def __init__(self, model: Model, runtime: Runtime, wanted: Wanted, *, flips: bool = False) -> None:
-        self._runtime, self._wanted, self._flips = runtime, wanted, flips
+    def __init__(self, model: Model, runtime: Runtime, wanted: Wanted, *, views: Views = ONE_VIEW) -> None:
+        self._runtime, self._wanted, self._views = runtime, wanted, views
         self._bands = model.card.normalization.arrays()
         self._normalize = Standardize(model.card.normalization).to(runtime.device)
         self._crop, self._classes = model.network.crop, len(model.classes)
@@ -174,7 +176,7 @@ class Forward:
 
     def _compute(self, batch: Sequence[Piece]) -> None:
         image, valid = self._packed(batch) if self._compiled else self._sent(batch)
-        logits = self._symmetric(image) if self._flips else self._runtime(image)
+        logits = self._views.logits(self._runtime, image, crop=self._crop)
         for number, piece in enumerate(batch):
             rows, cols = (slice(s.start - self._crop, s.stop - self._crop) for s in _inside(piece.tile))
             usable = valid[(number, *_inside(piece.tile))]
@@ -210,17 +212,6 @@ class Forward:
         pixels = torch.from_numpy(stored).to(device, non_blocking=True).float()
         normal = self._normalize(pixels, there[:, None])
         return normal.contiguous(memory_format=torch.channels_last), there
-
-    def _symmetric(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits of the arithmetic mean of the scores over D4, each turned back."""
-        total = torch.zeros((), device=image.device)
-        for turns in range(4):
-            for mirrored in (False, True):
-                turned = torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
-                turned = turned.contiguous(memory_format=torch.channels_last)
-                scores = torch.rot90(self._runtime(turned).sigmoid(), -turns, (-2, -1))
-                total = total + (scores.flip(-1) if mirrored else scores)
-        return torch.logit(total / 8)
 
     def _deliver(self, logits: torch.Tensor, valid: Any, piece: Piece) -> None:
         """Write what is wanted of logits (K, h, w) where `valid` (h, w) into the piece's planes."""
