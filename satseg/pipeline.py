@@ -27,6 +27,7 @@ from satseg.learning.detection import Detection, DetectOptions
 from satseg.learning.forward import Wanted
 from satseg.learning.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
+from satseg.learning.losses import loss_of
 from satseg.learning.products import Products, Targets
 from satseg.learning.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
 from satseg.ledger import Ledger
@@ -327,6 +328,7 @@ def _ready_to_train(
 ) -> _Ready:
     """Open and check everything that training needs; nothing is written."""
     resolve_device(run.train.device)
+    loss_of(run.train)
     if run.model.encoder is not None:
         from satseg.learning.zoo import check_encoder
 

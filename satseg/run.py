@@ -159,6 +159,11 @@ class TrainOptions(BaseModel):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises")
     clip_norm: float = Field(1.0, gt=0)
     loss: str = "bce_minus_log_jaccard"
+    loss_params: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
+        {}, description="of the loss, by name, such as { weight = 0.3 }"
+    )
+    boundary: float = Field(0.0, ge=0, le=100, description="pixels near a class's border count 1 + this many times")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="labels moved towards 1/2, in the cross-entropy alone")
     balance: float = Field(0.5, ge=0, le=1, description="share of chips placed around a feature of a random class")
     valid_share: float = Field(0.15, gt=0, lt=0.6, description="area held for validation in a blocked split")
     augmented: bool = Field(True, description="false: chips as they are, whatever [augment] says")
@@ -326,7 +331,8 @@ def _toml(value: Any) -> str | None:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple | list):
         return "[" + ", ".join(filter(None, map(_toml, value))) + "]"
-    if isinstance(value, BaseModel):
-        pairs = ((name, _toml(item)) for name, item in value)
-        return "{ " + ", ".join(f"{name} = {item}" for name, item in pairs if item is not None) + " }"
+    if isinstance(value, BaseModel | dict):
+        pairs = ((name, _toml(item)) for name, item in (value.items() if isinstance(value, dict) else value))
+        inner = ", ".join(f"{name} = {item}" for name, item in pairs if item is not None)
+        return f"{{ {inner} }}" if inner else "{}"
     return repr(value)

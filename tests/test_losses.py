@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from satseg.errors import GridError, SpecError
 from satseg.learning import losses
-from satseg.learning.losses import LOSSES, make_loss
+from satseg.learning.losses import BORDER_PX, LOSSES, loss_of, make_loss, near_border
+from satseg.run import TrainOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 Y = torch.tensor([1.0, 1, 0, 0]).reshape(1, 1, 2, 2)
@@ -28,6 +29,7 @@ WORKED = {
     "soft_dice": 1 - 0.7,
     "tversky": 1 - 0.7,
     "bce_plus_dice": 0.366984588 + 0.3,
+    "lovasz": 0.594534892 * 2 / 3,  # hinges of 0.6 and 0.4, one of each side; the others are right by more than 1
 }
 
 
@@ -155,7 +157,7 @@ def test_value_and_gradient_are_finite(name, case, dtype):
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["log_jaccard", "soft_jaccard", "soft_dice", "tversky"])
+@pytest.mark.parametrize("name", ["log_jaccard", "soft_jaccard", "soft_dice", "tversky", "lovasz"])
 def test_batch_without_positives_gives_no_overlap_loss(name):
     logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss = make_loss(name)(logits, torch.zeros(2, 3, 4, 5))
@@ -235,6 +237,130 @@ def test_unknown_loss_and_parameter_are_refused_with_a_suggestion():
     assert caught.value.code == "E-SPEC-051"
     with pytest.raises(SpecError, match="no parameter 'weight'"):
         make_loss("bce", weight=0.5)
+
+
+def lost_overlap(wrong: set[int], positive: set[int]) -> float:
+    """1 - J of a mask that is wrong in exactly these pixels; that of no pixel at all is 0."""
+    union = positive | wrong
+    return len(wrong) / len(union) if union else 0.0
+
+
+def lovasz_by_definition(errors, positive) -> float:
+    """The Lovasz extension of `lost_overlap` at the hinge of `errors` (Berman et al. 2018, definition 1)."""
+    hinge = np.maximum(errors, 0)
+    total, wrong, before = 0.0, set(), 0.0
+    for pixel in np.argsort(-hinge, kind="stable"):
+        wrong = wrong | {int(pixel)}
+        after = lost_overlap(wrong, positive)
+        total, before = total + hinge[pixel] * (after - before), after
+    return total
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_lovasz_equals_its_definition_on_labelled_pixels(seed):
+    logits, targets, labelled = random_case(seed, shape=(2, 3, 3, 4))
+    targets[:, 2] = False
+    found = []
+    for k in range(3):
+        known = labelled[:, 0].numpy()
+        z, y = logits[:, k].numpy()[known], targets[:, k].numpy()[known]
+        if y.any():
+            found.append(lovasz_by_definition(1 - z * (2.0 * y - 1), {int(i) for i in np.flatnonzero(y)}))
+    expected = np.mean(found) if found else 0.0
+    assert float(losses.lovasz(logits, targets, labelled)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(0, 2**12 - 1), st.integers(1, 2**12 - 1))
+@settings(max_examples=50, deadline=None)
+def test_lovasz_at_unit_margins_is_the_overlap_lost(said_bits, true_bits):
+    said, true = (torch.tensor([bits >> i & 1 for i in range(12)]).bool() for bits in (said_bits, true_bits))
+    logits = (2.0 * said.double() - 1).reshape(1, 1, 3, 4)  # a wrong pixel has hinge 2, a right one 0
+    jaccard = float((said & true).sum() / (said | true).sum())
+    assert float(losses.lovasz(logits, true.reshape(1, 1, 3, 4))) == pytest.approx(2 * (1 - jaccard))
+
+
+def border_by_loops(target, known):
+    height, width = target.shape
+    near = np.zeros(target.shape)
+    for row in range(height):
+        for col in range(width):
+            box = np.s_[max(0, row - BORDER_PX) : row + BORDER_PX + 1, max(0, col - BORDER_PX) : col + BORDER_PX + 1]
+            seen = target[box][known[box]]
+            near[row, col] = seen.max() - seen.min() if seen.size else 0
+    return near
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9, 13), (1, 1, 1, 1), (1, 1, 1, 8), (1, 1, 3, 2)])
+def test_border_is_the_spread_of_known_targets_around_a_pixel(shape):
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(shape, generator=generator) < 0.08).float() * torch.rand(shape, generator=generator)
+    known = torch.rand(shape, generator=generator) < 0.6
+    near = near_border(targets, known).numpy()
+    for b in range(shape[0]):
+        for k in range(shape[1]):
+            expected = border_by_loops(targets[b, k].numpy(), known[b, k].numpy())
+            np.testing.assert_allclose(near[b, k], expected, atol=1e-6)
+
+
+def test_edge_of_what_is_labelled_is_no_border():
+    targets = torch.ones(1, 1, 8, 11)
+    known = torch.ones_like(targets).bool()
+    known[..., 6:] = False
+    targets[..., 6:] = 0
+    assert near_border(targets, known).eq(0).all()
+
+
+def test_boundary_weighs_pixels_near_a_border():
+    logits, _, labelled = random_case(12, shape=(2, 1, 12, 9))
+    targets = torch.zeros(2, 1, 12, 9)
+    targets[0, 0, :, :3] = 1
+    plain = F.binary_cross_entropy_with_logits(logits, targets.double(), reduction="none")
+    weight = torch.ones(2, 1, 12, 9)
+    weight[0, 0, :, 1:5] += 3.0  # within two columns of both sides
+    labelled = torch.ones_like(labelled)
+    expected = (plain * weight).sum() / weight.sum()
+    torch.testing.assert_close(losses.bce(logits, targets, labelled, boundary=3.0), expected)
+    extra = losses.bce_minus_log_jaccard(logits, targets, labelled, boundary=3.0)
+    torch.testing.assert_close(extra - losses.log_jaccard(logits, targets, labelled), expected)
+
+
+CROSS_ENTROPIES = ["bce", "bce_minus_log_jaccard", "weighted_bce_log_jaccard", "bce_plus_dice"]
+
+
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+def test_smoothing_changes_the_cross_entropy_alone(name):
+    logits, targets, labelled = random_case(13)
+    soft = targets.double() * 0.8 + 0.1
+    share = {"weighted_bce_log_jaccard": 0.7}.get(name, 1.0)
+    moved = make_loss(name, smoothing=0.2)(logits, targets, labelled) - make_loss(name)(logits, targets, labelled)
+    expected = share * (losses.bce(logits, soft, labelled) - losses.bce(logits, targets, labelled))
+    torch.testing.assert_close(moved, expected)
+
+
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+def test_boundary_and_smoothing_keep_unlabelled_pixels_out_and_gradients_right(name):
+    logits, targets, labelled = random_case(14, shape=(2, 2, 4, 3))
+    loss = make_loss(name, boundary=2.0, smoothing=0.1)
+    known = labelled.expand(logits.shape)
+    spoilt, noise = logits.where(known, torch.nan), targets.double().where(known, torch.inf)
+    torch.testing.assert_close(loss(spoilt, noise, labelled), loss(logits, targets, labelled))
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets, labelled), logits.requires_grad_())
+
+
+def test_loss_of_a_run_has_the_parameters_of_the_run():
+    logits, targets, labelled = random_case(15)
+    options = TrainOptions(loss="weighted_bce_log_jaccard", loss_params={"weight": 0.6}, boundary=2, smoothing=0.1)
+    expected = losses.weighted_bce_log_jaccard(logits, targets, labelled, weight=0.6, boundary=2.0, smoothing=0.1)
+    assert float(loss_of(options)(logits, targets, labelled)) == float(expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss_params": {"weigth": 1.0}}, {"loss": "soft_dice", "smoothing": 0.1}, {"loss": "jacard"}]
+)
+def test_run_whose_loss_has_no_such_parameter_is_refused(options):
+    with pytest.raises(SpecError, match=r"no parameter|no loss"):
+        loss_of(TrainOptions(**options))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 5), (1, 2, 5, 4), (2, 4, 5)])

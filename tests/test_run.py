@@ -9,7 +9,9 @@ from satseg.run import NO_AUGMENTATION, AugmentOptions, RunConfig
 
 
 def test_printed_config_reads_back_as_itself(tmp_path):
-    config = RunConfig.from_options({"minutes": 3, "classes": ("a", "b"), "gsd": 0.3, "field": 'na"me'})
+    config = RunConfig.from_options(
+        {"minutes": 3, "classes": ("a", "b"), "gsd": 0.3, "field": 'na"me', "loss_params": {"weight": 0.4}}
+    )
     (tmp_path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
     assert RunConfig.from_file(tmp_path / "run.toml") == config
 
@@ -41,6 +43,8 @@ def test_minutes_and_steps_together_are_refused():
         ("[train]\nminutes = 5\nminutes = 6\n", "line"),
         ("[train\n", "line"),
         ("[train]\naugment = false\n", "augment"),
+        ("[train]\nloss_params = { alpha = -1 }\n", "loss_params"),
+        ("[train]\nsmoothing = 1.0\n", "smoothing"),
         ("[augment]\nflip = true\n", "flip"),
         ("[augment]\nrotate = 1.5\n", "rotate"),
         ("[augment]\nzoom = [1.4, 0.7]\n", "zoom"),

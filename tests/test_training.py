@@ -123,11 +123,11 @@ def test_validation_on_training_ground_is_refused(tmp_path):
 def test_nan_batch_is_skipped_and_counted(tmp_path, monkeypatch):
     from satseg.learning import training
 
-    def poisoned(name, **params):
+    def poisoned(options):
         calls = iter(range(1000))
         return lambda logits, target, labelled: logits.mean() * (math.nan if next(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(training, "make_loss", poisoned)
+    monkeypatch.setattr(training, "loss_of", poisoned)
     model = satseg.train([squares(tmp_path)], steps=5, **FAST)
     assert model.card.scores["skipped_batches"] == 1
     assert all(bool(torch.isfinite(value).all()) for value in weights(model).values() if value.is_floating_point())
@@ -177,3 +177,17 @@ def test_untrained_model_survives_its_file(tmp_path):
     loaded = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
     assert loaded.card.class_names == model.card.class_names
     assert all(torch.equal(value, weights(model)[name]) for name, value in weights(loaded).items())
+
+
+def test_loss_is_refused_before_data_are_read(tmp_path):
+    for options in ({"loss": "jacard"}, {"loss_params": {"alpha": 0.3}}, {"loss": "lovasz", "smoothing": 0.1}):
+        with pytest.raises(UsageError, match="loss"):
+            satseg.train([(tmp_path / "absent.tif", tmp_path / "absent.gpkg")], steps=2, **FAST, **options)
+
+
+def test_options_of_the_loss_reach_it(tmp_path):
+    data, seen = [squares(tmp_path)], []
+    call = {**FAST, "steps": 4, "rounds": 1}
+    for options in ({}, {"boundary": 3.0}, {"smoothing": 0.2}, {"loss": "bce_plus_dice", "loss_params": {"weight": 2}}):
+        seen.append(weights(satseg.train(data, **call, **options))["head.weight"])
+    assert all(not torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))

@@ -1,4 +1,4 @@
-"""Losses of a multi-label segmentation: cross-entropy, soft overlaps and the sums of the two.
+"""Losses of a multi-label segmentation: cross-entropy, overlaps soft and hard, and the sums of the two.
 
 Every loss takes logits (B, K, H, W), targets of the same shape (bool, uint8 or float in 0..1) and
 `labelled` (B, 1 or K, H, W), True where the truth is known; what lies elsewhere has no influence,
@@ -9,6 +9,11 @@ A class without one positive labelled pixel in the batch has no overlap to impro
 0 whatever is predicted, and -ln of it explodes. Such a class is left out of the mean, so that only
 the cross-entropy speaks for it; with none left the overlap term is 0. Rejected: a large smoothing
 constant, which lets an empty class pull as strongly as its batch happens to be small.
+
+Cross-entropies take two more parameters, both 0 unless given. `boundary` makes a pixel near a border of
+its class count 1 + `boundary` times, found on the batch at hand with two poolings; rejected: the distance
+maps of Ronneberger et al. 2015, for they cost more than a step. `smoothing` moves targets that far towards
+1/2 (Szegedy et al. 2016, arXiv 1512.00567); overlaps are counts of pixels, and see the targets as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from satseg.errors import GridError, SpecError
+from satseg.run import TrainOptions
 from satseg.specs import suggest
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -30,11 +36,27 @@ Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 SMOOTHING = 1e-7
 """Added to both sides of an overlap: moves it by less than 1e-7, and keeps -ln of it under 35."""
+BORDER_PX = 2
+"""A pixel is near a border when both sides of it lie within this many rows and columns."""
 
 
-def bce(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy, mean over labelled pixels and classes; 0 when there are none."""
+def bce(
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor | None = None,
+    *,
+    boundary: float = 0.0,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Binary cross-entropy, mean over labelled pixels and classes; 0 when there are none.
+
+    The mean is weighted, so that `boundary` moves attention and not the size of the loss.
+    """
     logits, targets, weight = _usable(logits, targets, labelled)
+    if boundary:
+        weight = weight * (1 + boundary * near_border(targets, weight > 0))
+    if smoothing:
+        targets = targets * (1 - smoothing) + smoothing / 2
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
@@ -86,24 +108,62 @@ def log_jaccard(logits: Tensor, targets: Tensor, labelled: Tensor | None = None)
     return -_overlap(logits, targets, labelled, alpha=1.0, beta=1.0).log()
 
 
-def bce_minus_log_jaccard(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+def lovasz(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> Tensor:
+    """Lovasz hinge: the convex surrogate of 1 - J of hard masks (Berman et al. 2018, arXiv 1705.08790, alg. 1).
+
+    Mean over the classes with a positive pixel; targets between 0 and 1 are taken as the nearer of the two.
+    """
+    logits, targets, weight = _usable(logits, targets, labelled)
+    signs = 2.0 * (targets >= 0.5).to(logits.dtype) - 1.0
+    errors = (1 - logits * signs).where(weight > 0, -torch.inf)  # unlabelled ones come last, and count 0
+    errors, order = errors.transpose(0, 1).flatten(1).sort(dim=1, descending=True)  # (K, B H W)
+    positive = ((signs + 1) / 2 * weight).transpose(0, 1).flatten(1).gather(1, order)
+    total = positive.sum(dim=1, keepdim=True)
+    jaccard = 1 - (total - positive.cumsum(1)) / (total + (1 - positive).cumsum(1))  # lost, the first n wrong
+    steps = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(total))
+    present = (total[:, 0] > 0).to(logits.dtype)
+    return ((errors.relu() * steps).sum(dim=1) * present).sum() / present.sum().clamp(min=1)
+
+
+def bce_minus_log_jaccard(
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor | None = None,
+    *,
+    boundary: float = 0.0,
+    smoothing: float = 0.0,
+) -> Tensor:
     """BCE - ln J, the loss of Iglovikov et al. 2017 (arXiv 1706.06169, eq. 6)."""
-    return bce(logits, targets, labelled) + log_jaccard(logits, targets, labelled)
+    entropy = bce(logits, targets, labelled, boundary=boundary, smoothing=smoothing)
+    return entropy + log_jaccard(logits, targets, labelled)
 
 
 def weighted_bce_log_jaccard(
-    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, weight: float = 0.3
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor | None = None,
+    *,
+    weight: float = 0.3,
+    boundary: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """(1 - weight) BCE - weight ln J (Shvets et al. 2018, arXiv 1803.01207)."""
-    overlap = log_jaccard(logits, targets, labelled)
-    return (1 - weight) * bce(logits, targets, labelled) + weight * overlap
+    entropy = bce(logits, targets, labelled, boundary=boundary, smoothing=smoothing)
+    return (1 - weight) * entropy + weight * log_jaccard(logits, targets, labelled)
 
 
 def bce_plus_dice(
-    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, weight: float = 1.0
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor | None = None,
+    *,
+    weight: float = 1.0,
+    boundary: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """BCE + weight (1 - D)."""
-    return bce(logits, targets, labelled) + weight * soft_dice(logits, targets, labelled)
+    entropy = bce(logits, targets, labelled, boundary=boundary, smoothing=smoothing)
+    return entropy + weight * soft_dice(logits, targets, labelled)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -115,6 +175,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         soft_jaccard,
         soft_dice,
         log_jaccard,
+        lovasz,
         bce_minus_log_jaccard,
         weighted_bce_log_jaccard,
         bce_plus_dice,
@@ -128,7 +189,7 @@ def make_loss(name: str, **params: float) -> Loss:
     Raises
     ------
     SpecError
-        No such loss (E-SPEC-050), or it has no such parameter (E-SPEC-011).
+        No such loss (E-SPEC-050), or it has no such parameter (E-SPEC-051).
     """
     if name not in LOSSES:
         raise SpecError(f"no loss is called {name!r}{suggest(name, LOSSES)}", code="E-SPEC-050")
@@ -139,6 +200,28 @@ def make_loss(name: str, **params: float) -> Loss:
             tail = suggest(param, known)
             raise SpecError(f"loss {name} has no parameter {param!r}{tail}", code="E-SPEC-051")
     return partial(LOSSES[name], **params)
+
+
+def loss_of(options: TrainOptions) -> Loss:
+    """Return the loss that a run's options name, with its parameters; raises as `make_loss`.
+
+    `boundary` and `smoothing` are asked of the loss only where they are given, so that one without
+    cross-entropy refuses them.
+    """
+    extra = {name: getattr(options, name) for name in ("boundary", "smoothing") if getattr(options, name)}
+    return make_loss(options.loss, **{**options.loss_params, **extra})
+
+
+def near_border(targets: Tensor, known: Tensor) -> Tensor:
+    """Where `targets` (B, K, H, W) change within `BORDER_PX`, 0..1: the spread of the known ones around a pixel."""
+    side = 2 * BORDER_PX + 1
+
+    def highest(values: Tensor) -> Tensor:
+        values = values.where(known, -torch.inf)
+        rows = F.max_pool2d(values, (side, 1), stride=1, padding=(BORDER_PX, 0))
+        return F.max_pool2d(rows, (1, side), stride=1, padding=(0, BORDER_PX))
+
+    return (highest(targets) + highest(-targets)).clamp(min=0)
 
 
 def _usable(logits: Tensor, targets: Tensor, labelled: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ from satseg.learning.curves import ThresholdCurve
 from satseg.learning.feed import Batch, Budget, Moment, training_batches, validation_tiles
 from satseg.learning.forward import Standardize
 from satseg.learning.grounds import Prepared
-from satseg.learning.losses import make_loss
+from satseg.learning.losses import loss_of
 from satseg.learning.machine import bf16_is_native, threads_for
 from satseg.learning.network import Network
 from satseg.learning.reporting import Reporter
@@ -73,7 +73,7 @@ class Learner(lightning.LightningModule):
         self.normalize = Standardize(normalization)
         self.options, self.tuning, self.changes = run.train, run.model, run.changes
         self.classes = tuple(classes)
-        self.loss = make_loss(run.train.loss)
+        self.loss = loss_of(run.train)
         self.budget = Budget(run.train.steps, run.train.minutes)
         self.curve = ThresholdCurve(len(self.classes))
         self.skipped = 0
