@@ -69,14 +69,19 @@ class Chips(Dataset[Chip]):
 
 
 class HeldTiles(Dataset[Chip]):
-    """Tiles with a halo that cover the ground held for validation, each pixel once."""
+    """Tiles with a halo that cover the ground held for validation, each pixel once.
 
-    def __init__(self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, cache_bytes: int) -> None:
+    They are read as detection reads them: no further than what is kept needs, and at most `beyond` the scene.
+    """
+
+    def __init__(
+        self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, beyond: int, cache_bytes: int
+    ) -> None:
         self._tiles: list[tuple[int, Tile]] = []
         for index, ground in enumerate(grounds):
             for held in ground.held or (ground.scene.grid.window,):
                 plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
-                self._tiles += [(index, piece) for piece in plan]
+                self._tiles += [(index, plan.tight(piece, beyond=beyond)) for piece in plan]
         self._readers = [ChipReader(ground, cache_bytes=cache_bytes // max(1, len(grounds))) for ground in grounds]
 
     def __len__(self) -> int:
@@ -150,6 +155,6 @@ def validation_tiles(prepared: Prepared, options: TrainOptions, network: Network
     margin = round_up(max(VALID_HALO_PX, network.crop), network.stride)
     held = HeldTiles(
         prepared.validation, tile=VALID_TILE_PX, halo=min(network.halo, margin), stride=network.stride,
-        cache_bytes=options.cache_mb * 2**20,
+        beyond=round_up(network.crop, network.stride), cache_bytes=options.cache_mb * 2**20,
     )  # fmt: skip
     return DataLoader(held, batch_size=1, collate_fn=stack_chips)
