@@ -44,7 +44,8 @@ def test_validation_scores_are_those_of_detection_to_the_edge_of_the_scene(tmp_p
         scores, kept = network(normalize(image, valid)).sigmoid()[0].numpy(), labelled[0, 0].numpy()
         inner = slice(crop, -crop or None)
         found.append(scores[:, kept[inner, inner]])
-    rows, cols = (slice(at, at + size) for at, size in ((window.row_off, window.height), (window.col_off, window.width)))
+    rows = slice(window.row_off, window.row_off + window.height)
+    cols = slice(window.col_off, window.col_off + window.width)
     found, expected = np.concatenate(found, axis=1), expected[:, rows, cols].reshape(2, -1)
     np.testing.assert_allclose(np.sort(found, axis=1), np.sort(expected, axis=1), atol=1e-5)
 
