@@ -40,7 +40,7 @@ def test_validation_scores_are_those_of_detection_to_the_edge_of_the_scene(tmp_p
     window = held[0] if held else scene.grid.window
     found = []
     for number in range(len(tiles)):
-        image, valid, target, labelled = stack_chips([tiles[number]])
+        image, valid, _, labelled = stack_chips([tiles[number]])
         scores, kept = network(normalize(image, valid)).sigmoid()[0].numpy(), labelled[0, 0].numpy()
         inner = slice(crop, -crop or None)
         found.append(scores[:, kept[inner, inner]])
