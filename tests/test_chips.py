@@ -125,6 +125,20 @@ def test_scene_smaller_than_the_chip_fills_it(tmp_path, height, width):
         assert chip.image.max() <= data.max() + 1e-3
 
 
+@pytest.mark.parametrize(("height", "width"), [(30, 333), (11, 20), (9, 12), (1, 1)])
+def test_a_scene_smaller_than_the_chip_is_seen_as_it_is_not_between_its_pixels(tmp_path, height, width):
+    _, labels = squares(tmp_path, height=210, width=333)
+    data = np.random.default_rng(0).integers(1, 999, (2, height, width)).astype("uint16")
+    small = write_tiff(tmp_path / "small.tif", data, transform=Affine(1, 0, 5e5, 0, -1, 5e6), descriptions=BANDS)
+    scene = open_scene(small)
+    ground = Ground(scene, LabelLayer.of(labels, scene.grid, ("a", "b")))
+    reader, sampler = ChipReader(ground, cache_bytes=2**24), sampler_of(ground)
+    for number in range(4):
+        seen = reader.view(sampler.place(number)[1], size=48).image
+        assert np.isin(seen, data).all()
+        assert len(np.unique(seen)) > len(np.unique(data)) // 4
+
+
 def test_places_depend_on_seed_and_number_only(ground):
     first, again, other = (sampler_of(ground, seed=seed, changes=ANY_TURN) for seed in (5, 5, 6))
     numbers = [9, 3, 700, 3]

@@ -66,7 +66,7 @@ def augment(
     Parameters
     ----------
     image : Tensor (B, C, H, W), floating, normalised
-        0 in every band where invalid; stays so.
+        0 in every band where invalid; there cutmix and mixup put what the next chip of the batch has.
     targets : Tensor (B, K, H, W), any dtype; floating in what comes back where chips are blended
     labelled : Tensor of bool (B, 1 or K, H, W)
     options : AugmentOptions

@@ -192,7 +192,8 @@ class ChipSampler:
 def _inside(centre: float, extent: float, size: int) -> float:
     """`centre` moved so that a view of `extent` pixels lies inside `size`, as far as it fits; to whole pixels."""
     low, high = extent / 2, size - extent / 2
-    return size / 2 if low > high else float(np.clip(np.floor(centre - low) + low, low, high))
+    inside = size / 2 if low > high else centre
+    return float(np.clip(np.floor(inside - low) + low, min(low, high), max(low, high)))
 
 
 def _anchors_by_class(grounds: Sequence[Ground]) -> list[NDArray[np.float64]]:

@@ -151,9 +151,10 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
     classes = _classes(pairs, config.data)
     bands = _common_bands(everything, config.data)
     names = tuple(item.name for item in classes)
-    gsd = _working_gsd(everything, names, config.data)
-    grounds = tuple(_ground(pair, bands, gsd, names, config.data) for pair in pairs)
-    validation = tuple(_ground(pair, bands, gsd, names, config.data) for pair in valid_pairs)
+    layers = [_layer(pair, names, config.data) for pair in everything]
+    gsd = _working_gsd(everything, layers, config.data)
+    found = tuple(_ground(pair, layer, bands, gsd, config.data) for pair, layer in zip(everything, layers, strict=True))
+    grounds, validation = found[: len(pairs)], found[len(pairs) :]
     if validation:
         refuse_leaks(grounds, validation)
     else:
@@ -243,7 +244,13 @@ def _by_number(band: str, scene: Scene) -> str:
     return scene.bands[int(band) - 1] if numbered else band
 
 
-def _working_gsd(pairs: Sequence[Pair], classes: tuple[str, ...], options: DataOptions) -> float | None:
+def _layer(pair: Pair, classes: tuple[str, ...], options: DataOptions) -> LabelLayer:
+    """The labels of `pair` in the CRS of its scene, which all its resolutions have."""
+    grid = pair.scene.grid
+    return LabelLayer.build(pair.labels, grid, classes, aoi=pair.aoi, unlabelled=options.unlabelled, ignore=IGNORE)
+
+
+def _working_gsd(pairs: Sequence[Pair], layers: Sequence[LabelLayer], options: DataOptions) -> float | None:
     """Working GSD in metres: the one asked for, else one that suits scenes and objects; None off the Earth."""
     placed = [pair.scene.grid.gsd_m() for pair in pairs if pair.scene.grid.crs is not None]
     if options.gsd is not None and len(placed) < len(pairs):
@@ -256,11 +263,12 @@ def _working_gsd(pairs: Sequence[Pair], classes: tuple[str, ...], options: DataO
     if options.gsd is not None or not placed:
         return options.gsd
     coarsest = max(placed)
-    known = [pair for pair in pairs if pair.scene.grid.crs is not None]
+    known = [(pair.scene.grid, layer) for pair, layer in zip(pairs, layers, strict=True)]
     widths = [
-        width * pair.scene.grid.gsd_m()
-        for pair in known
-        for width in median_widths([(pair.scene.grid, LabelLayer.of(pair.labels, pair.scene.grid, classes))]).values()
+        width * grid.gsd_m()
+        for grid, layer in known
+        if grid.crs is not None
+        for width in median_widths([(grid, layer)]).values()
     ]
     enough = min(min(widths, default=0.0) / OBJECT_PX, MOST_COARSER * coarsest)
     if enough < LEAST_COARSER * coarsest:
@@ -271,15 +279,12 @@ def _working_gsd(pairs: Sequence[Pair], classes: tuple[str, ...], options: DataO
 
 
 def _ground(
-    pair: Pair, bands: tuple[str, ...], gsd: float | None, classes: tuple[str, ...], options: DataOptions
+    pair: Pair, layer: LabelLayer, bands: tuple[str, ...], gsd: float | None, options: DataOptions
 ) -> Ground:
     scene = pair.scene.select(bands)
     spread = GSD_SPREAD if options.gsd is None else 1e-3
     if gsd is not None and scene.grid.crs is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
         scene = scene.at_gsd(gsd)
-    layer = LabelLayer.build(
-        pair.labels, scene.grid, classes, aoi=pair.aoi, unlabelled=options.unlabelled, ignore=IGNORE
-    )
     return Ground(scene, layer)
 
 

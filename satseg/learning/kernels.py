@@ -68,14 +68,15 @@ def pack(
 
     Parameters
     ----------
-    data : ndarray, (C, h, w), of any real dtype
+    data : ndarray, (C, h, w), of any real dtype and byte order
     valid : ndarray of bool, (h, w)
     bands : mapping
         low, high, offset and scale, (C,) each: `Normalization.arrays`.
     out : ndarray of float32, (h, w, C)
     """
     rows = (bands["low"], bands["high"], bands["offset"], bands["scale"])
-    _packer(data.dtype.newbyteorder("=").name)(data, valid, *rows, out)
+    native = data.astype(data.dtype.newbyteorder("="), copy=False)
+    _packer(native.dtype.name)(native, valid, *rows, out)
 
 
 def encode(
