@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 from affine import Affine
 from rasterio.windows import Window
 
@@ -13,11 +15,12 @@ from satseg.errors import LabelError, UsageError
 from satseg.grid import slices
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
-from satseg.learning.chips import LEAST_FREE, ChipReader, ChipSampler
+from satseg.learning.chips import ChipReader
+from satseg.learning.sampling import LEAST_FREE, ChipSampler
 from satseg.learning.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.learning.warping import View
 from satseg.run import NO_AUGMENTATION, AugmentOptions
-from tests.factories import write_tiff
+from tests.factories import UTM, noise, north_up, write_tiff
 from tests.worlds import BANDS, squares
 
 ANY_TURN = AugmentOptions(rotate=0.5, zoom=(0.6, 2.0))
@@ -172,6 +175,23 @@ def test_chips_without_a_change_are_windows_of_whole_pixels(ground):
     for number in range(50):
         _, view = sampler.place(number)
         assert view == View.of(view.window(33))
+
+
+@pytest.mark.parametrize("balance", [0.25, 0.8])
+def test_a_class_of_a_hundred_thousandth_of_the_area_is_in_its_share_of_the_chips(tmp_path, balance):
+    scene = open_scene(write_tiff(tmp_path / "wide.tif", noise(2, 1500, 1700), transform=north_up(1.0)))
+    common = [("common", row, col, 20) for row in range(9, 1400, 90) for col in (50, 800, 1500)]
+    places = [("rare", 900, 400, 5), *common]
+    shapes = [shapely.box(5e5 + c, 5e6 - r - side, 5e5 + c + side, 5e6 - r) for _, r, c, side in places]
+    labels = geopandas.GeoDataFrame({"class_name": [name for name, *_ in places]}, geometry=shapes, crs=UTM)
+    ground = Ground(scene, LabelLayer.build(labels, scene.grid, ("common", "rare")))
+    assert 5**2 / (1500 * 1700) < 1e-5
+    sampler, seen = sampler_of(ground, size=64, balance=balance, changes=ANY_TURN), []
+    for number in range(1000):
+        rows, cols = pixels(sampler.place(number)[1], 64)
+        seen.append(((rows >= 900) & (rows < 905) & (cols >= 400) & (cols < 405)).any())
+    share = balance / 2
+    assert abs(np.mean(seen) - share) < 4 * np.sqrt(share * (1 - share) / 1000) + 0.01  # and uniform chips that hit it
 
 
 def test_balanced_chips_see_a_rare_class(tmp_path):

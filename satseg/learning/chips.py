@@ -1,36 +1,28 @@
-"""Chips: training samples drawn straight from scenes and vector labels, turned and zoomed as they are read.
+"""Chips: training samples read straight from scenes and vector labels, turned and zoomed as they are read.
 
-No chip is ever exported: chip number i of a run with a given seed is a pure function of (seed, i),
-so that workers, ranks and resumed runs all draw the same ones. Scenes are decoded block by block
-into a bounded cache, because random windows on a compressed file cost three times a sequential
-pass when every chip decodes its blocks again.
+No chip is ever exported. Scenes are decoded and labels burnt block by block into a bounded cache, because random
+windows on a compressed file cost many times a sequential pass when every chip decodes its blocks again; the
+grounds of a run share one cache, in which what was used last stays. Where chips lie is `satseg.learning.sampling`.
+Rejected: a cache per ground, of which a hundred scenes would each get a hundredth, needed or not.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.grid import overlap, slices
 from satseg.imagery.scene import SceneReader
-from satseg.learning.augment import draw_turn
 from satseg.learning.split import Ground
 from satseg.learning.warping import View, warp
-from satseg.run import AugmentOptions
 
 BLOCK_PX = 256
 """Side of a cached block: a few file blocks, and at most nine of them under a 512-pixel chip."""
-DRAWS_PER_CHIP = 100
-"""Positions tried before a mostly blank chip is taken after all; rejection is rare."""
-LEAST_FREE = 0.5
-"""Share of a chip that must be free of validation ground."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +48,28 @@ class Chip:
         return self.image.nbytes + self.valid.nbytes + self.target.nbytes + self.labelled.nbytes
 
 
+class Blocks:
+    """Decoded and burnt blocks of any grounds; the least recently used are dropped beyond `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self._kept: OrderedDict[tuple[int, int, int], Chip] = OrderedDict()
+        self._room = room
+
+    def get(self, key: tuple[int, int, int]) -> Chip | None:
+        """Return the block of (reader, row, col) if it is here."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def put(self, key: tuple[int, int, int], block: Chip) -> None:
+        """Keep `block`, in place of the ones longest unused."""
+        self._kept[key] = block
+        self._room -= block.nbytes
+        while self._room < 0 and len(self._kept) > 1:
+            self._room += self._kept.popitem(last=False)[1].nbytes
+
+
 class ChipReader:
     """Reads chips of one `Ground`, through a bounded cache of decoded and burnt blocks.
 
@@ -63,17 +77,20 @@ class ChipReader:
     ----------
     ground : Ground
     cache_bytes : int
-        The least recently used blocks are dropped beyond it.
+        Of blocks of its own, unless it shares those of other readers.
     blank : bool
         Whether ground held for validation is made invalid and unlabelled: for training.
+    shared : (Blocks, int), optional
+        Blocks kept together with those of other readers, and this reader's number among them.
     """
 
-    def __init__(self, ground: Ground, *, cache_bytes: int, blank: bool = False) -> None:
+    def __init__(
+        self, ground: Ground, *, cache_bytes: int = 0, blank: bool = False, shared: tuple[Blocks, int] | None = None
+    ) -> None:
         self.ground = ground
         self._blank = blank
         self._reader: SceneReader = ground.scene.reader()
-        self._cache: OrderedDict[tuple[int, int], Chip] = OrderedDict()
-        self._room = cache_bytes
+        self._blocks, self._number = shared or (Blocks(cache_bytes), 0)
 
     def read(self, window: Window) -> Chip:
         """The chip at `window`, which may overhang the scene; outside is invalid and unlabelled."""
@@ -106,24 +123,20 @@ class ChipReader:
         )
 
     def _block(self, row: int, col: int, place: Window) -> Chip:
-        if (row, col) in self._cache:
-            self._cache.move_to_end((row, col))
-            return self._cache[row, col]
+        kept = self._blocks.get((self._number, row, col))
+        if kept is not None:
+            return kept
         raster = self._reader.read(place)
         target, labelled = self.ground.labels.burn(raster.grid)
         if self.ground.cores is not None:
             target = np.concatenate([target, self.ground.cores.planes(raster.grid)])
         block = Chip(raster.data, raster.valid, target, labelled & raster.valid)
-        self._cache[row, col] = block
-        self._room -= block.nbytes
-        while self._room < 0 and len(self._cache) > 1:
-            self._room += self._cache.popitem(last=False)[1].nbytes
+        self._blocks.put((self._number, row, col), block)
         return block
 
     def close(self) -> None:
-        """Let go of file handles and blocks."""
+        """Let go of file handles; a later read opens them again."""
         self._reader.close()
-        self._cache.clear()
 
 
 def _paste(source: Chip, place: Window, target: Chip, window: Window) -> None:
@@ -136,79 +149,3 @@ def _paste(source: Chip, place: Window, target: Chip, window: Window) -> None:
     target.valid[to_rows, to_cols] = source.valid[from_rows, from_cols]
     target.target[:, to_rows, to_cols] = source.target[:, from_rows, from_cols]
     target.labelled[to_rows, to_cols] = source.labelled[from_rows, from_cols]
-
-
-class ChipSampler:
-    """Which view chip number i shows: uniform over the ground, or around a feature of a class drawn evenly.
-
-    Parameters
-    ----------
-    grounds : sequence of Ground
-    size : int
-        Side of a chip in pixels.
-    seed : int
-    balance : float, 0..1
-        Share of chips centred near a random feature of a random class, so that a class covering
-        0.01 % of the area is seen; the rest are uniform over the ground.
-    changes : AugmentOptions
-        How chips are turned and zoomed.
-    """
-
-    def __init__(
-        self, grounds: Sequence[Ground], *, size: int, seed: int, balance: float, changes: AugmentOptions
-    ) -> None:
-        self.grounds = tuple(grounds)
-        self.size, self.seed, self.balance, self.changes = size, seed, balance, changes
-        areas = np.array([g.scene.grid.height * g.scene.grid.width for g in self.grounds], float)
-        self._shares = areas / areas.sum()
-        self._anchors = _anchors_by_class(self.grounds)
-
-    def place(self, number: int) -> tuple[int, View]:
-        """The index of the ground and the view of chip `number`."""
-        rng = np.random.default_rng((self.seed, number))
-        near_feature = bool(self._anchors) and rng.random() < self.balance
-        turn = draw_turn(self.changes, rng)
-        height, width = View.turned(0, 0, **turn).extent(self.size)
-        for _ in range(DRAWS_PER_CHIP):
-            index, row, col = self._near_feature(rng, height, width) if near_feature else self._anywhere(rng)
-            grid = self.grounds[index].scene.grid
-            row, col = _inside(row, height, grid.height), _inside(col, width, grid.width)
-            view = View.turned(row, col, **turn)
-            if self.grounds[index].free_share(view.window(self.size)) >= LEAST_FREE:
-                break
-        return index, view
-
-    def _anywhere(self, rng: np.random.Generator) -> tuple[int, float, float]:
-        index = int(rng.choice(len(self.grounds), p=self._shares))
-        grid = self.grounds[index].scene.grid
-        return index, rng.uniform(0, grid.height), rng.uniform(0, grid.width)
-
-    def _near_feature(self, rng: np.random.Generator, height: float, width: float) -> tuple[int, float, float]:
-        of_class = self._anchors[int(rng.integers(len(self._anchors)))]
-        index, row, col = of_class[int(rng.integers(len(of_class)))]
-        return int(index), row + rng.uniform(-height / 2, height / 2), col + rng.uniform(-width / 2, width / 2)
-
-
-def _inside(centre: float, extent: float, size: int) -> float:
-    """`centre` moved so that a view of `extent` pixels lies inside `size`, as far as it fits; to whole pixels."""
-    low, high = extent / 2, size - extent / 2
-    inside = size / 2 if low > high else centre
-    return float(np.clip(np.floor(inside - low) + low, min(low, high), max(low, high)))
-
-
-def _anchors_by_class(grounds: Sequence[Ground]) -> list[NDArray[np.float64]]:
-    """Per class with any feature: (n, 3) of ground index, row, col of a point inside each."""
-    classes = grounds[0].labels.classes if grounds else ()
-    found: list[list[NDArray[np.float64]]] = [[] for _ in classes]
-    for index, ground in enumerate(grounds):
-        grid = ground.scene.grid
-        for k, geometries in enumerate(ground.labels.geometries):
-            points = shapely.point_on_surface(geometries[~shapely.is_empty(geometries)])
-            rows, cols = grid.rowcol(xs=shapely.get_x(points), ys=shapely.get_y(points))
-            inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
-            rows, cols = rows[inside], cols[inside]
-            closed = [bool(ground.closed(Window(int(c), int(r), 1, 1))) for r, c in zip(rows, cols, strict=True)]
-            free = ~np.array(closed, dtype=bool)
-            found[k].append(np.column_stack([np.full(free.sum(), index), rows[free], cols[free]]))
-    merged = [np.concatenate(parts) for parts in found if parts]
-    return [anchors for anchors in merged if len(anchors)]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from satseg.grid import Grid
 from satseg.learning.augment import augment, step_generator
-from satseg.learning.chips import ChipSampler
 from satseg.learning.feed import Chips, stack_chips
+from satseg.learning.sampling import ChipSampler
 from satseg.learning.training import Learner, cut
 from satseg.preview import rgb_preview
 from satseg.scoring.overlay import CLASS_ALPHA, Pixels, blend, muted, paint

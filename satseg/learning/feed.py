@@ -7,6 +7,7 @@ part of the budget is used up, which only the learner can tell: it gives the sam
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -16,12 +17,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from satseg.imagery.tiling import Tile, plan_tiles, round_up
-from satseg.learning.chips import Chip, ChipReader, ChipSampler
+from satseg.learning.chips import Blocks, Chip, ChipReader
 from satseg.learning.grounds import Prepared
 from satseg.learning.network import Network
+from satseg.learning.sampling import ChipSampler
 from satseg.learning.split import Ground
 from satseg.run import AugmentOptions, TrainOptions
 
+ATTEMPTS = 8
+"""Draws of a chip before one without a pixel to learn from is taken."""
+OPEN_GROUNDS = 64
+"""Grounds whose files are open at a time: a process may have about a thousand, and a scene may be many."""
 VALID_TILE_PX = 512
 VALID_HALO_PX = 128
 """Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
@@ -55,17 +61,33 @@ class Budget:
 
 
 class Chips(Dataset[Chip]):
-    """Chip number i of the run, for any i; each process reads through handles of its own."""
+    """Chip number i of the run, for any i; each process reads through handles of its own.
+
+    A chip without a pixel to learn from is drawn again, up to `ATTEMPTS` times: a scene's map of valid ground is
+    coarse. What comes back depends on the number and the data alone all the same.
+    """
 
     def __init__(self, sampler: ChipSampler, *, cache_bytes: int) -> None:
-        self.sampler, self._room = sampler, cache_bytes // max(1, len(sampler.grounds))
-        self._readers: dict[int, ChipReader] = {}
+        self.sampler, self._blocks = sampler, Blocks(cache_bytes)
+        self._readers: OrderedDict[int, ChipReader] = OrderedDict()
 
     def __getitem__(self, number: int) -> Chip:
-        index, view = self.sampler.place(number)
-        if index not in self._readers:
-            self._readers[index] = ChipReader(self.sampler.grounds[index], cache_bytes=self._room, blank=True)
-        return self._readers[index].view(view, size=self.sampler.size)
+        for attempt in range(ATTEMPTS):
+            index, view = self.sampler.place(number, attempt)
+            chip = self._reader(index).view(view, size=self.sampler.size)
+            if chip.labelled.any():
+                break
+        return chip
+
+    def _reader(self, index: int) -> ChipReader:
+        """The reader of a ground; of those longest unused the files are closed."""
+        reader = self._readers.pop(index, None)
+        if reader is None:
+            if len(self._readers) == OPEN_GROUNDS:
+                self._readers.popitem(last=False)[1].close()
+            reader = ChipReader(self.sampler.grounds[index], blank=True, shared=(self._blocks, index))
+        self._readers[index] = reader
+        return reader
 
 
 class HeldTiles(Dataset[Chip]):
@@ -138,11 +160,13 @@ def training_batches(
     prepared: Prepared, options: TrainOptions, changes: AugmentOptions, *, budget: Budget, moment: Callable[[], Moment]
 ) -> DataLoader[Chip]:
     """Batches of chips, round after round, as `options` and `changes` say."""
+    room = options.cache_mb * 2**20
     sampler = ChipSampler(
-        prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes
-    )
+        prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes,
+        cache_bytes=room,
+    )  # fmt: skip
     return DataLoader(
-        Chips(sampler, cache_bytes=options.cache_mb * 2**20),
+        Chips(sampler, cache_bytes=room),
         batch_sampler=RoundSampler(budget, options.batch, moment),
         collate_fn=stack_chips,
         num_workers=options.workers,

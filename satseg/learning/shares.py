@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satseg.imagery.labels import Geometries
-from satseg.learning.chips import ChipSampler
+from satseg.learning.sampling import ChipSampler
 from satseg.learning.split import Ground
 
 SAMPLED_CHIPS = 400

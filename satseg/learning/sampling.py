@@ -1,0 +1,280 @@
+"""Which view of which ground chip number i of a run shows: uniform, or around a feature of a class.
+
+It is a pure function of (seed, i), so that workers, ranks and resumed runs all draw the same chips. Several scenes
+count by what can be learnt from them: uniform chips by trainable area (`satseg.learning.occupancy`), chips around
+features by label area, where a feature smaller than a chip counts as one and a larger one as the chips it fills,
+spread over it. Rejected: label area alone, which would leave the cars to the car parks, and the number of features
+alone, which showed one spot of a forest for ever.
+
+Where the scenes decoded exceed the cache, chips come from a stretch of ground that the cache holds, and that slides
+over regions in an order drawn anew for each pass: `REUSE` chips' worth are seen of a place before it is left. Every
+place and feature is as likely as ever over a pass, and a class keeps its share of chips at every moment. Rejected:
+places shuffled over everything, of which each decodes the blocks under it anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from satseg.errors import LabelError
+from satseg.grid import Grid, slices
+from satseg.imagery.labels import Geometries
+from satseg.learning.augment import draw_turn
+from satseg.learning.chips import BLOCK_PX
+from satseg.learning.occupancy import Occupancy, occupancy
+from satseg.learning.split import Ground
+from satseg.learning.warping import View
+from satseg.run import AugmentOptions
+
+log = logging.getLogger(__name__)
+
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+Places: TypeAlias = NDArray[np.float32]
+
+DRAWS_PER_CHIP = 100
+"""Positions tried before a mostly blank chip is taken after all; rejection is rare."""
+LEAST_FREE = 0.5
+"""Share of a chip that must be free of validation ground."""
+MOST_POINTS = 4096
+"""Points of a lattice that the ground around one large feature is looked at."""
+REUSE = 3.0
+"""Chips' worth of pixels drawn from a stretch of ground for each of its pixels."""
+CACHE_SHARE = 0.5
+"""Of the cache that a stretch takes; the rest is for what chips at the edges of its regions reach into."""
+LARGEST_REGION_PX = 2048
+LEAST_FEATURES = 16
+"""Features of a class in a stretch; rare classes are drawn from all of theirs."""
+
+
+class ChipSampler:
+    """Where chips lie.
+
+    With K classes that have a feature on trainable ground, each of them is in at least ``balance / K`` of the
+    chips, however rare: these are placed so that a point of a feature of it lies inside (near the edge of a scene
+    and turned by no multiple of 90 degrees, one may lose it). The rest are uniform over trainable ground.
+
+    Parameters
+    ----------
+    grounds : sequence of Ground
+    size : int
+        Side of a chip in pixels.
+    seed : int
+    balance : float, 0..1
+        Share of chips around a feature of a random class.
+    changes : AugmentOptions
+        How chips are turned and zoomed.
+    cache_bytes : int, optional
+        Of decoded blocks, per process: chips keep to stretches that fit. Over everything when left out.
+
+    Raises
+    ------
+    LabelError
+        Not a pixel of any ground can be learnt from.
+    """
+
+    def __init__(
+        self,
+        grounds: Sequence[Ground],
+        *,
+        size: int,
+        seed: int,
+        balance: float,
+        changes: AugmentOptions,
+        cache_bytes: int | None = None,
+    ) -> None:
+        self.grounds = tuple(grounds)
+        self.size, self.seed, self.balance, self.changes = size, seed, balance, changes
+        maps = [occupancy(ground, among=len(self.grounds)) for ground in self.grounds]
+        area = sum(one.area_px for one in maps)
+        empty = [g.scene.name for g, one in zip(self.grounds, maps, strict=True) if not one.free.any()]
+        if area == 0:
+            raise LabelError(
+                f"no pixel of {', '.join(empty)} is valid, labelled and free of validation ground",
+                hint="check nodata, the area of interest and [train] valid_share",
+                code="E-LAB-012",
+            )
+        for name in empty:
+            log.warning("%s: no pixel is valid, labelled and free of validation ground; it is left out", name)
+        room = math.inf if cache_bytes is None else CACHE_SHARE * cache_bytes / max(map(_pixel_bytes, self.grounds))
+        self._share = min(1.0, room / area)
+        self._passes_per_chip = size**2 / (REUSE * area) if self._share < 1 else 0.0
+        regions = _Regions(self.grounds, _region_px(room), seed)
+        self._cells = _Deck(_cells(maps), regions)
+        self._features = [_Deck(one, regions) for one in _features(self.grounds, maps, size) if len(one)]
+
+    def place(self, number: int, attempt: int = 0) -> tuple[int, View]:
+        """The index of the ground and the view of chip `number`; another one for every `attempt`."""
+        rng = np.random.default_rng((self.seed, number, attempt) if attempt else (self.seed, number))
+        near_feature = bool(self._features) and rng.random() < self.balance
+        turn = View.turned(0, 0, **draw_turn(self.changes, rng))
+        deck = self._features[int(rng.integers(len(self._features)))] if near_feature else self._cells
+        axes = np.array([turn.down, turn.right] if near_feature else np.eye(2))
+        height, width = turn.extent(self.size)
+        for _ in range(DRAWS_PER_CHIP):
+            index, row, col = deck.draw(rng, number * self._passes_per_chip, self._share, axes)
+            grid = self.grounds[index].scene.grid
+            row, col = _inside(row, height, grid.height), _inside(col, width, grid.width)
+            view = replace(turn, row=row, col=col)
+            if self.grounds[index].free_share(view.window(self.size)) >= LEAST_FREE:
+                break
+        return index, view
+
+
+def _inside(centre: float, extent: float, size: int) -> float:
+    """`centre` moved so that a view of `extent` pixels lies inside `size`, as far as it fits; to whole pixels."""
+    low, high = extent / 2, size - extent / 2
+    inside = size / 2 if low > high else centre
+    return float(np.clip(np.floor(inside - low) + low, min(low, high), max(low, high)))
+
+
+def _pixel_bytes(ground: Ground) -> int:
+    """Bytes that a pixel takes decoded: bands, truth, and two flags."""
+    return len(ground.scene.bands) * ground.scene.dtype.itemsize + ground.planes + 2
+
+
+def _region_px(room: float) -> int:
+    """Side of a region: at least four make up a stretch of `room` pixels, of whole blocks."""
+    side = min(LARGEST_REGION_PX, math.sqrt(room / 4))
+    return max(1, int(side // BLOCK_PX)) * BLOCK_PX
+
+
+class _Regions:
+    """Squares that grounds are cut into, numbered over all of them, in an order drawn anew for each pass."""
+
+    def __init__(self, grounds: Sequence[Ground], side: int, seed: int) -> None:
+        self._side, self._seed = side, seed
+        self._across = np.array([-(-ground.scene.grid.width // side) for ground in grounds])
+        down = np.array([-(-ground.scene.grid.height // side) for ground in grounds])
+        ends = np.cumsum(self._across * down)
+        self._first, self._count = np.concatenate([[0], ends[:-1]]), int(ends[-1])
+
+    def of(self, places: Places) -> Integers:
+        """Return the number of the region that each of `places` lies in."""
+        index = places[:, 0].astype(np.int64)
+        rows, cols = (places[:, axis].astype(np.int64) // self._side for axis in (1, 2))
+        return np.asarray(self._first[index] + rows * self._across[index] + cols)
+
+    def ranks(self, number: int) -> Integers:
+        """Return where each region comes in pass `number`."""
+        return np.random.default_rng((self._seed, number, self._count)).permutation(self._count)
+
+
+class _Deck:
+    """Places to draw from, by weight: `places` is (n, 6) of `_cells` or `_features`."""
+
+    def __init__(self, places: Places, regions: _Regions) -> None:
+        self._places, self._regions = places, regions
+        self._reach = np.cumsum(places[:, 5], dtype=np.float64)
+        self._passes: OrderedDict[int, tuple[Integers, Floats]] = OrderedDict()
+
+    def draw(self, rng: np.random.Generator, passes: float, share: float, axes: Floats) -> tuple[int, float, float]:
+        """Return ground, row and col from the `share` that comes after `passes` passes, shifted along `axes`."""
+        share = max(share, LEAST_FEATURES / len(self._places))
+        if share >= 1:
+            place = self._places[_pick(self._reach, rng.random())]
+        else:
+            at, number = math.modf(passes + share * rng.random())
+            order, reach = self._pass(int(number))
+            place = self._places[order[_pick(reach, at)]]
+        shift = (rng.uniform(-0.5, 0.5, 2) * place[3:5]) @ axes
+        return int(place[0]), float(place[1] + shift[0]), float(place[2] + shift[1])
+
+    def _pass(self, number: int) -> tuple[Integers, Floats]:
+        """The order of places in a pass, region by region, and their weights added up."""
+        if number not in self._passes:
+            order = np.argsort(self._regions.ranks(number)[self._regions.of(self._places)], kind="stable")
+            self._passes[number] = order, np.cumsum(self._places[order, 5], dtype=np.float64)
+            while len(self._passes) > 2:
+                self._passes.popitem(last=False)
+        return self._passes[number]
+
+
+def _pick(reach: Floats, at: float) -> int:
+    """Index of the place that `at` (0..1) of the weights, added up in `reach`, falls on."""
+    return min(int(np.searchsorted(reach, at * reach[-1], side="right")), len(reach) - 1)
+
+
+def _cells(maps: Sequence[Occupancy]) -> Places:
+    """(n, 6) of ground, row and col of the centre, height, width and area of each free cell."""
+    found = []
+    for index, one in enumerate(maps):
+        rows, cols = np.nonzero(one.free)
+        middle = (rows + 0.5) * one.height, (cols + 0.5) * one.width
+        size = (np.full(len(rows), value) for value in (one.height, one.width, one.height * one.width))
+        found.append(np.column_stack([np.full(len(rows), index), *middle, *size]).astype(np.float32))
+    return np.concatenate(found)
+
+
+def _features(grounds: Sequence[Ground], maps: Sequence[Occupancy], size: int) -> list[Places]:
+    """Per class (n, 6) of ground, row, col, spread (twice) and weight: points in features, on trainable ground."""
+    found = []
+    for k in range(len(grounds[0].labels.classes)):
+        parts = []
+        for index, ground in enumerate(grounds):
+            points = _points_inside(_shown(ground.labels.geometries[k], ground.scene.grid), size)
+            points = points[_trainable(ground, maps[index], points)]
+            parts.append(np.column_stack([np.full(len(points), index), points]).astype(np.float32))
+        found.append(np.concatenate(parts))
+    return found
+
+
+def _trainable(ground: Ground, near: Occupancy, points: Floats) -> NDArray[np.bool_]:
+    """Which of `points` (n, row and col first) are on the scene, near ground of use and not held."""
+    rows, cols, grid = points[:, 0], points[:, 1], ground.scene.grid
+    free = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
+    free[free] = near.near(rows[free], cols[free])
+    for part in ground.closed(grid.window):
+        down, right = slices(part, grid.window)
+        free &= ~((rows >= down.start) & (rows < down.stop) & (cols >= right.start) & (cols < right.stop))
+    return free
+
+
+def _points_inside(polygons: Geometries, size: int) -> Floats:
+    """(n, 5) of row, col, spread (twice) and weight: a point in a small polygon, a lattice of chips in a large one."""
+    middle = shapely.point_on_surface(polygons)
+    spread = np.full(len(polygons), size - 2.0)
+    ones = np.column_stack([shapely.get_y(middle), shapely.get_x(middle), spread, spread, np.ones(len(polygons))])
+    large = shapely.area(polygons) > size**2
+    found = [ones[~large]]
+    for polygon, one in zip(polygons[large], ones[large], strict=True):
+        lattice = _lattice(polygon, size)
+        found.append(lattice if len(lattice) else one[None])
+    return np.concatenate(found)
+
+
+def _lattice(polygon: shapely.Geometry, size: int) -> Floats:
+    """(n, 5) as `_points_inside`: points of a lattice `size` apart that lie in `polygon`; wider in a vast one."""
+    left, top, right, bottom = polygon.bounds
+    step = max(float(size), math.sqrt((right - left) * (bottom - top) / MOST_POINTS))
+    ends = (top, bottom), (left, right)
+    rows, cols = ((np.arange(low // step, high // step + 1) + 0.5) * step for low, high in ends)
+    rows, cols = (axis.ravel() for axis in np.meshgrid(rows, cols, indexing="ij"))
+    shapely.prepare(polygon)
+    inside = shapely.contains_xy(polygon, cols, rows)
+    same = np.full(int(inside.sum()), step)
+    return np.column_stack([rows[inside], cols[inside], same - 2, same - 2, (same / size) ** 2])
+
+
+def _shown(polygons: Geometries, grid: Grid) -> Geometries:
+    """What `grid` shows of `polygons`, x and y in its columns and rows."""
+
+    def moved(xs: Floats, ys: Floats) -> tuple[Floats, Floats]:
+        rows, cols = grid.rowcol(xs=xs, ys=ys)
+        return cols, rows
+
+    shown: Geometries = shapely.transform(polygons, moved, interleaved=False)
+    left, top, right, bottom = shapely.bounds(shown).T
+    beyond = (left < 0) | (top < 0) | (right > grid.width) | (bottom > grid.height)
+    if beyond.any():
+        shown[beyond] = shapely.clip_by_rect(shown[beyond], 0, 0, grid.width, grid.height)
+    return np.asarray(shown[shapely.area(shown) > 0], object)
