@@ -153,11 +153,14 @@ class TrainOptions(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     chip: int = Field(128, ge=16, description="side of a training chip in pixels")
     batch: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1, description="batches to a step: memory of one, and the mean of their losses")
     rounds: int = Field(5, ge=1, description="validations over the budget")
     learning_rate: float = Field(5e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises")
     clip_norm: float = Field(1.0, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="kept of the averaged weights at a step, such as 0.99; 0: none")
+    patience: int = Field(0, ge=0, description="rounds without a better validation that end the run; 0: never")
     loss: str = "bce_minus_log_jaccard"
     loss_params: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
         {}, description="of the loss, by name, such as { weight = 0.3 }"

@@ -129,17 +129,18 @@ class Moment:
 
 
 class RoundSampler(Sampler[list[int]]):
-    """Batches of chip numbers until the current round's part of the budget is used up."""
+    """Batches of chip numbers, `accumulate` for each step, until the current round's part of the budget is used up."""
 
-    def __init__(self, budget: Budget, batch: int, moment: Callable[[], Moment]) -> None:
-        self._budget, self._batch, self._moment = budget, batch, moment
+    def __init__(self, budget: Budget, batch: int, moment: Callable[[], Moment], *, accumulate: int = 1) -> None:
+        self._budget, self._batch, self._moment, self._accumulate = budget, batch, moment, accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         moment = self._moment()
         step = moment.step
         while True:
-            first = (step * moment.ranks + moment.rank) * self._batch
-            yield list(range(first, first + self._batch))
+            for part in range(step * self._accumulate, (step + 1) * self._accumulate):
+                first = (part * moment.ranks + moment.rank) * self._batch
+                yield list(range(first, first + self._batch))
             step += 1
             if self._budget.share(step) >= moment.until - 1e-9:
                 return
@@ -167,7 +168,7 @@ def training_batches(
     )  # fmt: skip
     return DataLoader(
         Chips(sampler, cache_bytes=room),
-        batch_sampler=RoundSampler(budget, options.batch, moment),
+        batch_sampler=RoundSampler(budget, options.batch, moment, accumulate=options.accumulate),
         collate_fn=stack_chips,
         num_workers=options.workers,
         persistent_workers=options.workers > 0,

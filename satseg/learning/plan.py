@@ -78,6 +78,7 @@ class Plan:
     gsd_m: float | None
     chip: int
     batch: int
+    accumulate: int
     parameters: int
     stride: int
     halo: int
@@ -91,8 +92,8 @@ class Plan:
 
     @property
     def pixels_per_step(self) -> int:
-        """Pixels of one batch."""
-        return self.batch * self.chip**2
+        """Pixels of the batches of one step."""
+        return self.batch * self.accumulate * self.chip**2
 
     @property
     def ground_px(self) -> int:
@@ -136,6 +137,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
         gsd_m=prepared.gsd_m,
         chip=train.chip,
         batch=train.batch,
+        accumulate=train.accumulate,
         parameters=_parameters(network),
         stride=network.stride,
         halo=network.halo,
@@ -269,6 +271,7 @@ def _cache_bytes(prepared: Prepared, room: int) -> int:
 
 def _facts(plan: Plan) -> list[str]:
     budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
+    chips = plan.batch * plan.accumulate
     passes = max(1, round(plan.ground_px / plan.pixels_per_step))
     memory = f"about {_size(plan.host_bytes)}"
     if plan.device != "cpu":
@@ -277,7 +280,7 @@ def _facts(plan: Plan) -> list[str]:
     rows = [
         ("bands", f"{len(plan.bands)}: {', '.join(plan.bands)}"),
         ("resolution", resolution),
-        ("chips", f"{plan.chip} x {plan.chip} pixels, {plan.batch} a step: {plan.pixels_per_step:,} pixels a step"),
+        ("chips", f"{plan.chip} x {plan.chip} pixels, {chips} a step: {plan.pixels_per_step:,} pixels a step"),
         ("network", f"{plan.parameters:,} parameters, stride {plan.stride}, reach {plan.halo} pixels"),
         ("loss", plan.loss),
         ("memory", memory),

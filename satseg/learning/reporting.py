@@ -62,7 +62,7 @@ class Reporter(Callback):
         self._ended_s = now
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
-            self._losses.add(loss.detach(), now)
+            self._losses.add(loss.detach() * trainer.accumulate_grad_batches, now)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # through the module it costs half a millisecond
             for logger in trainer.loggers:
                 logger.log_metrics({"learning_rate": _rate(trainer)}, trainer.global_step - 1)

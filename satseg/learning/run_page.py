@@ -123,7 +123,7 @@ def run_page(folder: Path, learner: Learner, prepared: Prepared, run: RunConfig,
 def _summary(outcome: Outcome, plan: Plan) -> str:
     seconds = f"{outcome.seconds / 60:.1f} minutes" if outcome.seconds >= 120 else f"{outcome.seconds:.0f} seconds"
     seen = outcome.steps * plan.pixels_per_step / 1e6
-    skipped = f"{outcome.skipped} batches were skipped: their loss was not finite." if outcome.skipped else ""
+    skipped = f"{outcome.skipped} batches were skipped: loss or gradient not finite." if outcome.skipped else ""
     return (
         f"{outcome.steps:,} steps in {seconds} on {shown(plan.device)}: {seen:,.4g} million pixels seen, "
         f"{seen / max(outcome.seconds, 1e-9):.3g} a second. {skipped}"
@@ -134,7 +134,7 @@ def _facts(plan: Plan) -> str:
     facts = {
         "bands": f"{len(plan.bands)}: {', '.join(plan.bands)}",
         "resolution": "pixels as they are" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m",
-        "chips": f"{plan.chip} x {plan.chip} pixels, {plan.batch} a step",
+        "chips": f"{plan.chip} x {plan.chip} pixels, {plan.batch * plan.accumulate} a step",
         "network": f"{plan.parameters:,} parameters, stride {plan.stride}, halo {plan.halo} pixels",
         "loss": plan.loss,
     }

@@ -16,19 +16,25 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from satseg.errors import InputError
 from satseg.imagery.normalization import Normalization
 from satseg.learning.augment import augment, step_generator
+from satseg.learning.checkpoints import (
+    BEST,
+    CheckpointFiles,
+    checkpoint_to_resume,
+    checkpoint_writers,
+    full_disks_stop_resumably,
+)
 from satseg.learning.curves import ThresholdCurve
 from satseg.learning.feed import Batch, Budget, Moment, training_batches, validation_tiles
 from satseg.learning.forward import Standardize
@@ -37,12 +43,10 @@ from satseg.learning.losses import loss_of
 from satseg.learning.machine import bf16_is_native, threads_for
 from satseg.learning.network import Network
 from satseg.learning.reporting import Reporter
+from satseg.learning.steps import Patience, Statistics, averaged_copy, clipped, take_into_average
 from satseg.learning.zoo import hold_encoder, parameter_groups
 from satseg.progress import Progress
 from satseg.run import RunConfig
-
-CHECKPOINT_SECONDS = 60
-"""At most this much work is lost to a kill."""
 
 
 class Learner(lightning.LightningModule):
@@ -69,6 +73,7 @@ class Learner(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
+        self.average = averaged_copy(self.network) if run.train.ema else None
         self.target = device
         self.normalize = Standardize(normalization)
         self.options, self.tuning, self.changes = run.train, run.model, run.changes
@@ -77,12 +82,19 @@ class Learner(lightning.LightningModule):
         self.budget = Budget(run.train.steps, run.train.minutes)
         self.curve = ThresholdCurve(len(self.classes))
         self.skipped = 0
+        self.statistics = Statistics(self.network)
 
-    def training_step(self, batch: Batch, _: int) -> torch.Tensor | None:
+    @property
+    def judged(self) -> Network:
+        """The network to validate and to keep: the one that learns, or the average of it."""
+        return self.network if self.average is None else self.average
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
         """Loss of one augmented batch; a batch whose loss is not finite is skipped and counted."""
         image, valid, target, labelled = batch
         image = self.normalize(image, valid)
-        number = self.global_step * self.trainer.world_size + self.global_rank
+        part = self.global_step * self.options.accumulate + batch_idx % self.options.accumulate
+        number = part * self.trainer.world_size + self.global_rank
         generator = step_generator(self.options.seed, number + 1)  # 0 drew the first weights
         image, target, labelled = augment(image, target, labelled, self.changes, generator=generator)
         logits = self.network(image.contiguous(memory_format=torch.channels_last))
@@ -90,6 +102,7 @@ class Learner(lightning.LightningModule):
         loss: torch.Tensor = self.loss(logits, target, labelled)
         if not torch.isfinite(loss):
             self.skipped += 1
+            self.statistics.restore()
             return None
         self.log("loss", loss, prog_bar=False)
         return loss
@@ -97,7 +110,7 @@ class Learner(lightning.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add the batch's pixels to the threshold curve."""
         image, valid, target, labelled = batch
-        logits = self.network(self.normalize(image, valid).contiguous(memory_format=torch.channels_last))
+        logits = self.judged(self.normalize(image, valid).contiguous(memory_format=torch.channels_last))
         crop, count = self.network.crop, len(self.classes)
         self.curve.update(logits[:, :count].float().sigmoid(), cut(target[:, :count], crop), cut(labelled, crop))
 
@@ -129,13 +142,32 @@ class Learner(lightning.LightningModule):
         for group in optimizer.param_groups:  # type: ignore[union-attr]  # one optimiser, see above
             group["lr"] = rate * group["factor"]
 
+    def on_train_start(self) -> None:
+        """Take the statistics of the start, or of the run being resumed, for sound."""
+        self.statistics = Statistics(self.network)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clip; a step whose gradients are not finite changes nothing, and is counted with the skipped."""
+        if clipped(optimizer, self.options.clip_norm):
+            self.statistics.keep()
+        else:
+            self.skipped += 1
+            self.statistics.restore()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step, and take it into the average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            take_into_average(self.average, self.network, step=self.global_step + 1, decay=self.options.ema)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time spent and the best validation, so that a resumed run goes on with them."""
-        checkpoint["elapsed_s"] = self.budget.elapsed_s
+        """Keep the time spent and what was skipped, so that a resumed run goes on with them."""
+        checkpoint["elapsed_s"], checkpoint["skipped"] = self.budget.elapsed_s, self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the time of the run being resumed."""
+        """Count the time of the run being resumed, and what it skipped."""
         self.budget.resume(float(checkpoint["elapsed_s"]))
+        self.skipped = int(checkpoint["skipped"])
 
     def moment(self) -> Moment:
         """Where the run stands as a round begins."""
@@ -177,19 +209,27 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     folder : Path
         Run folder: ``last.ckpt``, ``best.ckpt``, ``metrics.csv``, TensorBoard events.
     resume : bool
-        Go on from ``last.ckpt`` when it is there.
+        Go on from the last checkpoint when there is one.
+
+    Raises
+    ------
+    InputError
+        The checkpoints to resume from are damaged.
+    OutputError
+        The disk is full, so that the best weights or the logs cannot be kept; the run can be resumed.
     """
-    checkpoint = folder / "last.ckpt"
+    checkpoint = checkpoint_to_resume(folder) if resume else None
     options = learner.options
     chips = training_batches(prepared, options, learner.changes, budget=learner.budget, moment=learner.moment)
     tiles = validation_tiles(prepared, options, learner.network)
     _keep_metrics(folder)
     with _quiet(), threads_for(learner.target, timed=learner.budget.minutes is not None):
-        trainer = _trainer(learner, folder, [*_checkpoints(folder), Reporter(progress)])
-        with _interrupts():
-            trainer.fit(learner, chips, tiles, ckpt_path=checkpoint if resume and checkpoint.exists() else None)
+        patience = [Patience(options.patience)] if options.patience else []
+        trainer = _trainer(learner, folder, [*checkpoint_writers(folder), *patience, Reporter(progress)])
+        with _interrupts(), full_disks_stop_resumably(folder):
+            trainer.fit(learner, chips, tiles, ckpt_path=checkpoint)
         steps, seconds = trainer.global_step, learner.budget.elapsed_s
-        restore(learner, folder / "best.ckpt")
+        restore(learner, folder / BEST)
         trainer.validate(learner, tiles, verbose=False)
     thresholds, scores = learner.curve.best()
     jaccard = tuple(None if score != score else score for score in scores)
@@ -204,17 +244,10 @@ def _keep_metrics(folder: Path) -> None:
         metrics.rename(folder / f"metrics.{parts + 1}.csv")
 
 
-def _checkpoints(folder: Path) -> list[Callback]:
-    """The best weights by validation Jaccard; the last state every minute and at each validation."""
-    best = ModelCheckpoint(folder, filename="best", monitor="jaccard", mode="max", enable_version_counter=False)
-    often = timedelta(seconds=CHECKPOINT_SECONDS)
-    last = ModelCheckpoint(folder, filename="last", train_time_interval=often, enable_version_counter=False)
-    ends = ModelCheckpoint(folder, filename="last", every_n_epochs=1, enable_version_counter=False)
-    return [best, last, ends]
-
-
 def restore(learner: Learner, checkpoint: Path) -> None:
     """Load the weights of `checkpoint` into `learner` (plain data only, nothing is executed).
+
+    An average of them becomes the network.
 
     Raises
     ------
@@ -225,6 +258,7 @@ def restore(learner: Learner, checkpoint: Path) -> None:
         raise InputError(f"{checkpoint} is missing", hint="train again without --resume", code="E-TRN-005")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     learner.load_state_dict(state)
+    learner.network.load_state_dict(learner.judged.state_dict())
 
 
 def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> lightning.Trainer:
@@ -236,6 +270,8 @@ def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> light
         precision="bf16-mixed" if wants_bf16 else "32-true",
         max_epochs=min(options.rounds, options.steps or options.rounds),
         gradient_clip_val=options.clip_norm,
+        accumulate_grad_batches=options.accumulate,
+        plugins=[CheckpointFiles()],
         logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")],
         callbacks=callbacks,
         log_every_n_steps=10,
