@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
     from satseg.learning.bundle import Model, load_model
-    from satseg.pipeline import detect, detect_to_file, predict, train
+    from satseg.pipeline import detect, detect_to_file, plan, predict, train
     from satseg.raster import Raster
     from satseg.scoring.report import Report
     from satseg.scoring.score import score
@@ -32,6 +32,7 @@ _HOMES = {
     "read_features": "satseg.vector.features",
     "write_features": "satseg.vector.features",
     "train": "satseg.pipeline",
+    "plan": "satseg.pipeline",
     "load_model": "satseg.learning.bundle",
     "Model": "satseg.learning.bundle",
     "detect": "satseg.pipeline",
@@ -45,8 +46,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "load_model", "Model",
-    "detect", "detect_to_file", "predict", "polygonize", "rasterize", "score", "Report", "SatsegError",
+    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "load_model",
+    "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "score", "Report", "SatsegError",
 ]
 
 

@@ -191,6 +191,12 @@ def test_a_plan_draws_the_split_where_it_is_told_to_and_training_goes_on_there(t
         plan(data, run_dir=folder, steps=2, **FAST)
 
 
+def test_plan_is_public_as_train_is_and_every_public_name_is_there():
+    assert satseg.plan is plan
+    assert set(satseg.__all__) == set(satseg._HOMES)
+    assert all(getattr(satseg, name).__name__ == name for name in satseg.__all__)
+
+
 def test_a_plan_refuses_what_training_refuses(tmp_path):
     path, labels = squares(tmp_path)
     cases = [
