@@ -161,6 +161,9 @@ def test_threshold_curve_equals_direct_counts():
             said, true = (scores[:, k] >= step / 256)[usable], (target[:, k] > 0)[usable]
             expected = (said & true).sum().double() / (said | true).sum()
             assert curve.jaccard()[k, step] == pytest.approx(float(expected), abs=1e-9)
+    told = curve.told()
+    assert [len(row) for row in told] == [19, 19]
+    assert told[1][9] == pytest.approx(float(curve.jaccard()[1, 128]), abs=5e-5)
 
 
 def test_absent_class_has_no_score_and_a_neutral_threshold():
@@ -169,6 +172,7 @@ def test_absent_class_has_no_score_and_a_neutral_threshold():
     thresholds, scores = curve.best()
     assert thresholds == [0.5]
     assert math.isnan(scores[0])
+    assert curve.told() == [[None] * 19]
 
 
 def test_untrained_model_survives_its_file(tmp_path):

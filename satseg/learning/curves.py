@@ -55,6 +55,14 @@ class ThresholdCurve:
         ratio = positives / (truth + negatives).clamp(min=1)
         return torch.where(truth > 0, ratio, torch.nan)
 
+    def told(self) -> list[list[float | None]]:
+        """Per class, the Jaccard at thresholds 0.05, 0.1 .. 0.95; None for a class absent from truth."""
+        places = [round(BINS * twentieth / 20) for twentieth in range(1, 20)]
+        return [
+            [None if value != value else round(value, 4) for value in row]
+            for row in self.jaccard().cpu()[:, places].tolist()
+        ]
+
     def best(self) -> tuple[list[float], list[float]]:
         """Per class, the chosen threshold and the Jaccard there (0.5 and NaN for an absent class).
 

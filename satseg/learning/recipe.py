@@ -120,6 +120,7 @@ def _scores(classes: Sequence[str], outcome: Outcome) -> dict[str, object]:
     return {
         "validation_jaccard": dict(zip(classes, outcome.jaccard, strict=True)),
         "validation_mean_jaccard": sum(found) / len(found) if found else None,
+        "validation_jaccard_at_0.05_to_0.95": dict(zip(classes, outcome.curve, strict=True)),
         "skipped_batches": outcome.skipped,
     }
 

@@ -197,6 +197,8 @@ class Outcome:
     steps: int
     seconds: float
     skipped: int
+    curve: tuple[list[float | None], ...]
+    """Per class, the Jaccard at thresholds 0.05, 0.1 .. 0.95."""
 
 
 def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, progress: Progress) -> Outcome:
@@ -233,7 +235,7 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
         trainer.validate(learner, tiles, verbose=False)
     thresholds, scores = learner.curve.best()
     jaccard = tuple(None if score != score else score for score in scores)
-    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped)
+    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped, tuple(learner.curve.told()))
 
 
 def _keep_metrics(folder: Path) -> None:
