@@ -30,6 +30,7 @@ from satseg.learning.inference import gather, working_scene
 from satseg.learning.losses import loss_of
 from satseg.learning.products import Products, Targets
 from satseg.learning.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
+from satseg.learning.start import Start
 from satseg.ledger import Ledger
 from satseg.output import AtomicOutput, check_distinct, check_writable, os_errors_as_output_errors
 from satseg.progress import Progress, silent
@@ -67,6 +68,8 @@ def train(
     config : RunConfig
         A run file's content; `options` override it by name: ``minutes=10``, ``field="class"``,
         ``classes=("building",)``, ``gsd=0.3``, ``seed=1`` (`satseg.run` lists them all).
+        ``start="model.safetensors"`` fine-tunes that model: its weights, and its options where none are given. To
+        repeat a training instead, give the ``run.toml`` of its folder: ``config=RunConfig.from_file(...)``.
     run_dir : path-like
         Checkpoints and logs; beside `output` when left out. Needed to `resume` a killed run.
 
@@ -85,10 +88,10 @@ def train(
     from satseg.learning.training import fit
 
     run, prepared = ready.run, ready.prepared
-    learner = build_learner(prepared, run)
+    learner = build_learner(prepared, run, ready.start)
     with run_folder(ready.place, ready.note, resume=resume) as folder:
         outcome = fit(learner, prepared, folder=folder, resume=resume, progress=progress)
-        model = finished_model(learner, prepared, run, outcome)
+        model = finished_model(learner, prepared, run, outcome, ready.start)
         if output is not None:
             model.save(output, overwrite=overwrite or resume)
         if ready.place is not None:
@@ -123,7 +126,7 @@ def plan(
     from satseg.learning.plan import plan_of
     from satseg.learning.recipe import build_learner
 
-    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run), ready.run)
+    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run, ready.start), ready.run)
     if run_dir is not None:
         folder = Path(run_dir)
         with os_errors_as_output_errors(folder):
@@ -314,6 +317,7 @@ class _Ready:
     prepared: Prepared
     place: Path | None
     note: str
+    start: Start | None
 
 
 def _ready_to_train(
@@ -327,6 +331,9 @@ def _ready_to_train(
     overwrite: bool,
 ) -> _Ready:
     """Open and check everything that training needs; nothing is written."""
+    start = None if run.model.start is None else Start.load(run.model.start)
+    if start is not None:
+        run = start.options(run)
     resolve_device(run.train.device)
     loss_of(run.train)
     if run.model.encoder is not None:
@@ -339,9 +346,12 @@ def _ready_to_train(
         _check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
     place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
+    if start is not None:
+        note += f"# start: {start.file.sha256}\n"
     if place is not None:
         check_run(place, note, resume=resume, overwrite=overwrite)
-    return _Ready(run, prepare(pairs, valid_pairs, run), place, note)
+    prepared = prepare(pairs, valid_pairs, run)
+    return _Ready(run, prepared if start is None else start.normalized(prepared), place, note, start)
 
 
 def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:

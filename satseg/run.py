@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from satseg.errors import UsageError
 from satseg.specs import read_toml, suggest, validation_message
 
 PathLike: TypeAlias = str | os.PathLike[str]
+FileName: TypeAlias = Annotated[str, BeforeValidator(lambda n: os.fspath(n) if isinstance(n, os.PathLike) else n)]
 STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
 DEFAULT_MINUTES = 10.0
 
@@ -63,7 +64,8 @@ class ModelOptions(BaseModel):
 
     encoder: str | None = Field(None, description="such as resnet34; the plain UNet without")
     arch: Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "manet", "linknet"] = "unet"
-    weights: str | None = Field(None, description="of the encoder at the start: a file, or a name such as imagenet")
+    weights: FileName | None = Field(None, description="of the encoder at first: a file, or a name such as imagenet")
+    start: FileName | None = Field(None, description="model file to fine-tune: its weights, its options where none are given")
     freeze: float = Field(0.0, ge=0, le=1, description="share of the budget in which the encoder stays as it is")
     encoder_rate: float = Field(1.0, gt=0, le=100, description="factor on the encoder's learning rate")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor from one quarter of the encoder to the one before")
@@ -80,14 +82,18 @@ class ModelOptions(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_network(self) -> ModelOptions:
-        names = set(type(self).model_fields) - {"encoder"}
+        if self.start and self.weights:
+            raise ValueError("weights are of an encoder at the start, and start has all weights; give one of them")
+        if self.start and not self.encoder:
+            return self  # which network it is, the model file will tell
+        names = set(type(self).model_fields) - {"encoder", "start"}
         idle = names - OF_ENCODERS if self.encoder else OF_ENCODERS
         moved = [name for name in sorted(idle) if getattr(self, name) != type(self).model_fields[name].default]
         if moved and self.encoder:
             raise ValueError(f"{', '.join(moved)}: for the plain UNet alone, not for encoder {self.encoder!r}")
         if moved:
             raise ValueError(f"{', '.join(moved)}: for encoders alone; give one, such as encoder='resnet34'")
-        if self.freeze and self.weights is None:
+        if self.freeze and self.weights is None and self.start is None:
             raise ValueError("freeze keeps an encoder that has learnt nothing; give weights too")
         return self
 
@@ -319,9 +325,9 @@ def _anchored(data: DataOptions, folder: Path) -> DataOptions:
 
 
 def _with_weights_of(model: ModelOptions, folder: Path) -> ModelOptions:
-    if model.weights is None or not names_file(model.weights):
-        return model
-    return model.model_copy(update={"weights": placed(model.weights, folder)})
+    named = {"start": model.start, "weights": model.weights}
+    files = {key: placed(name, folder) for key, name in named.items() if name and (key == "start" or names_file(name))}
+    return model.model_copy(update=files) if files else model
 
 
 def _toml(value: Any) -> str | None:

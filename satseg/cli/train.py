@@ -34,6 +34,10 @@ from satseg.cli.common import (
     "-b", "--bands", callback=lambda *a: split(a[2]), metavar="A,B",
     help="Bands to use, by name or by number from 1 in the first scene.",
 )
+@click.option(
+    "--from", "start", metavar="MODEL",
+    help="Fine-tune this model: its weights, and its options where none are given.",
+)
 @click.option("--minutes", type=float, help="Budget in minutes (10 when neither this nor --steps is given).")
 @click.option("--steps", type=int, help="Budget in optimiser steps.")
 @click.option("--gsd", type=float, metavar="M", help="Working resolution in metres.")
@@ -58,9 +62,10 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     """Learn from --data SCENE LABELS pairs, or from RUN.toml; write a model file.
 
     Every option can stand in the run file; `--print-config` shows them all. `--dry-run` tells what a run would
-    learn from and what it would take. The run's folder ends with a page, report.html.
+    learn from and what it would take. The run's folder ends with a page, report.html; its run.toml, given as RUN.toml,
+    repeats the training.
     """
-    from satseg.run import RunConfig
+    from satseg.run import RunConfig, placed
 
     if run_file is not None and "=" in run_file:
         overrides, run_file = (run_file, *overrides), None
@@ -71,6 +76,7 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     call: dict[str, Any] = {key: given.pop(key) for key in keys}
     given["scenes"] = _labelled(given.pop("data")) or None
     given["valid_scenes"] = _labelled(given.pop("valid_data")) or None
+    given["start"] = given["start"] and placed(given["start"])
     given["allow_driver"] = given["allow_driver"] or None
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)

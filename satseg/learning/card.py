@@ -89,13 +89,14 @@ class TrainingSource(_Part):
 
 
 class Training(_Part):
-    """How the weights came about."""
+    """How the weights came about; `start` is the model file that they were fine-tuned from."""
 
     sources: tuple[TrainingSource, ...] = ()
     steps: Count | None = None
     seconds: Seconds | None = None
     seed: int | None = None
     options: Plain = {}
+    start: FileHash | None = None
 
 
 class ModelCard(_Part):

@@ -26,6 +26,7 @@ from satseg.learning.grounds import Prepared
 from satseg.learning.halo import TOLERANCE, measure_halo
 from satseg.learning.network import Network
 from satseg.learning.split import Ground
+from satseg.learning.start import Start, plane_names
 from satseg.learning.training import Learner, Outcome
 from satseg.run import RunConfig, names_file
 from satseg.specs import list_sensors, sensor_spec
@@ -36,15 +37,15 @@ RARE = 0.01
 """Share of the ground that a class is taken to cover before training: the head's first bias."""
 
 
-def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
-    """Return an untrained learner for the data, its first weights drawn from the run's seed.
+def build_learner(prepared: Prepared, run: RunConfig, start: Start | None = None) -> Learner:
+    """Return an untrained learner for the data, its first weights drawn from the run's seed or those of `start`.
 
     Raises
     ------
     UsageError
         A model option is out of range, or the device is not here.
     ModelError, DependencyError
-        As `zoo.ZooNet`, for a network with an encoder.
+        As `zoo.ZooNet`, for a network with an encoder; as `Start.give_weights`.
     """
     device = resolve_device(run.train.device)
     network = new_network(
@@ -63,10 +64,14 @@ def build_learner(prepared: Prepared, run: RunConfig) -> Learner:
             "batch 1 leaves the network's normalisation nothing to compare", hint="give batch=2", code="E-TRN-017"
         )
     names = tuple(item.name for item in prepared.classes)
+    if start is not None:
+        start.give_weights(network, plane_names(names, prepared.separated))
     return Learner(network, prepared.normalization, run, classes=names, device=device)
 
 
-def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome) -> Model:
+def finished_model(
+    learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome, start: Start | None = None
+) -> Model:
     """Return the trained network with its card: what it needs, what it learnt from, how it scored."""
     network: Network = learner.network.eval()
     scenes = [ground.scene for ground in prepared.grounds]
@@ -81,6 +86,7 @@ def finished_model(learner: Learner, prepared: Prepared, run: RunConfig, outcome
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
         options=_told(run),
+        start=None if start is None else start.file,
     )
     halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
     if network.reach is None and halo == network.halo:
@@ -112,6 +118,8 @@ def _told(run: RunConfig) -> dict[str, object]:
     weights = run.model.weights
     if weights is not None and names_file(weights):
         options["model"]["weights"] = Path(weights).name
+    if run.model.start is not None:
+        options["model"]["start"] = Path(run.model.start).name
     return options
 
 

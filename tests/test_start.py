@@ -1,0 +1,176 @@
+"""Fine-tuning: a training starts where a model ended, and says what it did not take over; repeating is another."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import satseg
+from satseg.errors import ModelError, SatsegError, UsageError
+from satseg.learning.card import FileHash
+from satseg.learning.start import Start, plane_names
+from satseg.learning.unet import UNet
+from satseg.run import RunConfig
+from tests.worlds import squares
+
+FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 2, "rounds": 1, "precision": "fp32", "device": "cpu"}
+STILL = {"learning_rate": 1e-12, "steps": 1}
+"""A training that moves nothing that shows."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model file with classes a and b, its data, and the folder of its run."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = squares(folder)
+    path = folder / "m.safetensors"
+    satseg.train([data], output=path, steps=3, seed=5, field="class_name", **FAST)
+    return path, data
+
+
+def learnt(model):
+    """Weights of a model without the statistics of batch normalisation, which each batch moves."""
+    state = model.network.state_dict()
+    return {name: value for name, value in state.items() if "running" not in name and "tracked" not in name}
+
+
+def close(one, other, but=()):
+    return {name for name in one if not torch.allclose(one[name], other[name], atol=1e-6)} <= set(but)
+
+
+def test_training_starts_with_weights_normalisation_and_options_of_the_model(trained):
+    path, data = trained
+    model, old = satseg.train([data], start=path, **STILL), satseg.load_model(path, device="cpu")
+    assert close(learnt(model), learnt(old))
+    assert model.card.normalization == old.card.normalization
+    assert model.card.architecture == old.card.architecture
+    assert model.card.gsd_m == old.card.gsd_m
+    assert (model.card.training.seed, model.card.training.options["train"]["chip"]) == (5, 32)
+    assert model.card.training.start == FileHash.of(path)
+    assert model.card.training.options["model"]["start"] == path.name
+    assert old.card.training.start is None
+
+
+def test_options_given_come_before_those_of_the_model(trained):
+    path, _ = trained
+    start = Start.load(path)
+    merged = start.options(RunConfig.from_options({"start": str(path), "minutes": 2, "seed": 9}))
+    assert (merged.train.minutes, merged.train.steps, merged.train.seed) == (2, None, 9)
+    assert (merged.model.width, merged.train.chip, merged.data.bands) == (4, 32, start.card.band_names)
+    assert merged.data.field == "class_name"
+    assert merged.data.gsd == start.card.gsd_m
+
+
+def test_fine_tuned_run_resumes_into_the_run_it_would_have_been(trained, tmp_path):
+    path, data = trained
+
+    def stop(stage, done, total, note):
+        if stage == "train" and done >= 0.6:
+            raise KeyboardInterrupt
+
+    call = {"start": path, "steps": 6, "rounds": 3}
+    whole = satseg.train([data], **call)
+    with pytest.raises(KeyboardInterrupt):
+        satseg.train([data], output=tmp_path / "n.safetensors", progress=stop, **call)
+    parts = satseg.train([data], output=tmp_path / "n.safetensors", resume=True, **call)
+    state, same = whole.network.state_dict(), parts.network.state_dict()
+    assert all(torch.equal(state[name], same[name]) for name in state)
+
+
+def test_run_file_in_the_folder_of_a_run_repeats_it(trained, tmp_path):
+    path, data = trained
+    again = satseg.train([data], config=RunConfig.from_file(path.with_suffix(".run") / "run.toml"))
+    old = satseg.load_model(path, device="cpu").network.state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in again.network.state_dict().items())
+
+
+def test_classes_known_by_name_keep_their_part_of_the_last_layer(trained, tmp_path, caplog):
+    path, (scene, labels) = trained
+    other = labels.replace({"class_name": {"b": "c"}})
+    model, old = satseg.train([(scene, other)], start=path, **STILL), satseg.load_model(path, device="cpu")
+    assert model.classes == ("a", "c")
+    heads = ("head.weight", "head.bias")
+    assert close(learnt(model), learnt(old), but=heads)
+    ours, theirs = (plane_names(m.classes, m.card.separated) for m in (model, old))
+    for name in heads:
+        new, known = (
+            learnt(m)[name].reshape(len(planes), -1) for m, planes in ((model, ours), (old, theirs))
+        )
+        assert torch.allclose(new[ours.index("a")], known[theirs.index("a")], atol=1e-6)
+        assert not torch.allclose(new[ours.index("c")], known[theirs.index("b")], atol=1e-6)
+    assert "does not know c" in caplog.text
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_planes_change_places_with_their_classes(trained, stem):
+    card = Start.load(trained[0]).card
+    config = dataclasses.replace(UNet(_config(card)).config, classes=3, stem=stem)
+    old, new = UNet(config).eval(), UNet(config).eval()
+    named = card.model_copy(update={"classes": tuple(card.classes[0].model_copy(update={"name": n}) for n in "xyz")})
+    named = named.model_copy(update={"separated": ()})
+    Start(FileHash(name="m", sha256="0" * 64), named, old.state_dict()).give_weights(new, ("z", "x", "y"))
+    image = torch.randn(1, config.bands, 8 * stem, 12 * stem)
+    with torch.inference_mode():
+        torch.testing.assert_close(new(image), old(image)[:, [2, 0, 1]])
+
+
+def _config(card):
+    from satseg.learning.unet import UNetConfig
+
+    return UNetConfig(**card.architecture.arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"width": 8}, ModelError, "width=4 there, 8 here"),
+        ({"bands": ("red",)}, ModelError, "has bands"),
+        ({"encoder_rate": 0.1}, UsageError, "plain UNet"),
+        ({"encoder": "resnet18", "weights": "imagenet"}, UsageError, "one of them"),
+        ({"loss": "jacard"}, UsageError, "jaccard"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(trained, options, kind, said):
+    path, (scene, labels) = trained
+    if "bands" in options:
+        options = {"bands": (satseg.open_scene(scene).bands[1],)}
+    with pytest.raises(kind, match=said):
+        satseg.train([(scene, labels)], start=path, **STILL, **options)
+
+
+def test_start_that_is_no_model_is_refused_before_data_are_read(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(b"PK not a model")
+    for name in ("m.safetensors", "absent.safetensors"):
+        with pytest.raises(SatsegError, match=name):
+            satseg.train([(tmp_path / "absent.tif", tmp_path / "absent.gpkg")], start=tmp_path / name)
+
+
+def test_data_in_other_units_are_measured(trained, caplog):
+    start = Start.load(trained[0])
+    own = start.card.normalization
+
+    @dataclasses.dataclass(frozen=True)
+    class Found:
+        bands: tuple
+        normalization: object
+
+    far = dataclasses.replace(own, offset=tuple(np.asarray(own.high) * 10), high=tuple(np.asarray(own.high) * 20))
+    near = dataclasses.replace(own, offset=tuple((np.asarray(own.low) + own.high) / 2))
+    assert start.normalized(Found(own.names, near)).normalization == own
+    assert caplog.text == ""
+    assert start.normalized(Found(own.names, far)).normalization == far
+    assert "other units" in caplog.text
+
+
+def test_options_of_another_version_are_left_out_with_a_warning(trained, caplog):
+    start = Start.load(trained[0])
+    options = {**start.card.training.options, "train": {"chip": 64, "spin": 3}}
+    card = start.card.model_copy(
+        update={"training": start.card.training.model_copy(update={"options": options})}
+    )
+    merged = dataclasses.replace(start, card=card).options(RunConfig())
+    assert merged.train.chip == 64
+    assert "spin" in caplog.text
