@@ -65,7 +65,7 @@ class ModelOptions(BaseModel):
     encoder: str | None = Field(None, description="such as resnet34; the plain UNet without")
     arch: Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "manet", "linknet"] = "unet"
     weights: FileName | None = Field(None, description="of the encoder at first: a file, or a name such as imagenet")
-    start: FileName | None = Field(None, description="model file to fine-tune: its weights, its options where none are given")
+    start: FileName | None = Field(None, description="model file to fine-tune; its options hold where none are given")
     freeze: float = Field(0.0, ge=0, le=1, description="share of the budget in which the encoder stays as it is")
     encoder_rate: float = Field(1.0, gt=0, le=100, description="factor on the encoder's learning rate")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor from one quarter of the encoder to the one before")

@@ -150,3 +150,19 @@ def test_a_run_leaves_a_page_beside_its_model(run, town, tmp_path):
     run(*args, "--overwrite").done()
     assert page.read_text().startswith("<!doctype html>")
     assert run(*args, "--overwrite", "-q").done().err == ""
+
+
+def test_a_model_is_fine_tuned_and_its_options_are_printed(run, town, tmp_path, monkeypatch):
+    monkeypatch.chdir(town)
+    old = read_card("model.safetensors")
+    args = ("train", "--from", "model.safetensors", "--data", "a.tif", "a.gpkg", "--steps", 2)
+    printed = tomllib.loads(run(*args, "--print-config").done().out)
+    assert printed["model"]["start"] == str(town / "model.safetensors")
+    assert printed["model"]["width"] == old.architecture.arguments["width"]
+    assert printed["data"]["bands"] == [*old.band_names]
+    run(*args, "--device", "cpu", "-o", tmp_path / "tuned.safetensors").done()
+    card = read_card(tmp_path / "tuned.safetensors")
+    assert card.training.start is not None
+    assert (card.architecture, card.training.steps) == (old.architecture, 2)
+    failed = run("train", "--from", "absent.safetensors", "--data", "a.tif", "a.gpkg", "-o", tmp_path / "x.safetensors")
+    assert "absent.safetensors" in failed.err

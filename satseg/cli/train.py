@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from satseg.cli.common import (
     scene_argument,
     split,
 )
+
+if TYPE_CHECKING:
+    from satseg.run import RunConfig
 
 
 @click.command("train")
@@ -81,7 +84,7 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)
     if call.pop("print_config"):
-        click.echo(config.to_toml())
+        click.echo(_with_start(config).to_toml())
         return
     if dry_run:
         from satseg.pipeline import plan
@@ -96,6 +99,15 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     with progress_bar(ctx) as progress:
         model = train(config=config, progress=progress, **call)
     click.echo(f"{call['output']}\n{model.summary()}")
+
+
+def _with_start(config: RunConfig) -> RunConfig:
+    """`config` with the options of the model that it starts from, if any."""
+    if config.model.start is None:
+        return config
+    from satseg.learning.start import Start
+
+    return Start.load(config.model.start).options(config)
 
 
 def _labelled(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

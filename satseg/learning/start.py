@@ -144,7 +144,7 @@ def _rows_by_name(new: Tensor, planes: Sequence[str], old: Tensor, known: Sequen
 
 
 def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
-    """The options of the training of `card` as a run file's content, bands and resolution as they came out."""
+    """The options of the training of `card` as a run file's content, network, bands and resolution as they came out."""
     content: dict[str, dict[str, Any]] = {}
     for section, kind in SECTIONS.items():
         told = card.training.options.get(section)
@@ -155,6 +155,8 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
         content[section] = {name: v for name, v in told.items() if name in kind.model_fields and v is not None}
     for name in ("weights", "start", "freeze"):  # of that training's own start
         content["model"].pop(name, None)
+    network = card.architecture.arguments
+    content["model"] |= {name: v for name, v in network.items() if name in SECTIONS["model"].model_fields}
     content["data"]["bands"] = card.band_names
     if card.gsd_m is not None:
         content["data"]["gsd"] = card.gsd_m
