@@ -122,6 +122,12 @@ class PartialError(SatsegError, RuntimeError):
     default_code = "E-PART-001"
 
 
+class RankError(SatsegError, ChildProcessError):
+    """A process of a training on several that ended before the others."""
+
+    default_code = "E-RNK-001"
+
+
 class DependencyError(SatsegError, ImportError):
     """An optional package or weights file that is not there."""
 

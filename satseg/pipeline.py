@@ -22,13 +22,14 @@ from satseg.imagery.drivers import is_remote
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
 from satseg.learning.budget import Estimate
-from satseg.learning.bundle import Model, load_model, resolve_device
+from satseg.learning.bundle import Model, load_model
 from satseg.learning.detection import Detection, DetectOptions
 from satseg.learning.forward import Wanted
 from satseg.learning.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.inference import gather, working_scene
 from satseg.learning.losses import loss_of
 from satseg.learning.products import Products, Targets
+from satseg.learning.ranks import check_devices, given_ranks
 from satseg.learning.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
 from satseg.learning.start import Start
 from satseg.ledger import Ledger
@@ -73,28 +74,33 @@ def train(
     run_dir : path-like
         Checkpoints and logs; beside `output` when left out. Needed to `resume` a killed run.
 
+    Of the processes that torchrun or SLURM started, the first writes, and each returns the model. With
+    ``devices=N`` the N processes are started here.
+
     Raises
     ------
     UsageError, InputError, LabelError, BandError, OutputError
         Before training starts, for anything wrong with options, data or outputs.
+    RankError
+        One of several processes ended before its time.
     """
     ready = _ready_to_train(
         data, valid_data, RunConfig.from_options(options, base=config), output=output, run_dir=run_dir,
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
     # Lightning takes seconds to import: neither detection nor a refusal need pay them.
+    from satseg.learning.launching import fit_on_devices
     from satseg.learning.recipe import build_learner, finished_model
     from satseg.learning.run_page import write_run_page
-    from satseg.learning.training import fit
 
-    run, prepared = ready.run, ready.prepared
+    run, prepared, leads = ready.run, ready.prepared, given_ranks().leads
     learner = build_learner(prepared, run, ready.start)
-    with run_folder(ready.place, ready.note, resume=resume) as folder:
-        outcome = fit(learner, prepared, folder=folder, resume=resume, progress=progress)
+    with run_folder(ready.place, ready.note, resume=resume, leads=leads) as folder:
+        outcome = fit_on_devices(learner, prepared, folder=folder, resume=resume, progress=progress)
         model = finished_model(learner, prepared, run, outcome, ready.start)
-        if output is not None:
+        if output is not None and leads:
             model.save(output, overwrite=overwrite or resume)
-        if ready.place is not None:
+        if ready.place is not None and leads:
             write_run_page(folder, learner, prepared, run, outcome)
     return model
 
@@ -334,7 +340,7 @@ def _ready_to_train(
     start = None if run.model.start is None else Start.load(run.model.start)
     if start is not None:
         run = start.options(run)
-    resolve_device(run.train.device)
+    check_devices(run.train)
     loss_of(run.train)
     if run.model.encoder is not None:
         from satseg.learning.zoo import check_encoder
@@ -348,7 +354,7 @@ def _ready_to_train(
     place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
     if start is not None:
         note += f"# start: {start.file.sha256}\n"
-    if place is not None:
+    if place is not None and given_ranks().leads:
         check_run(place, note, resume=resume, overwrite=overwrite)
     prepared = prepare(pairs, valid_pairs, run)
     return _Ready(run, prepared if start is None else start.normalized(prepared), place, note, start)

@@ -156,6 +156,9 @@ class TrainOptions(BaseModel):
     steps: Annotated[int | None, Field(gt=0, description="budget in optimiser steps")] = None
     seed: int = Field(0, ge=0)
     device: str = "auto"
+    devices: Annotated[
+        int | None, Field(ge=1, description="processes on this machine, each on a GPU of its own or a part of the CPU")
+    ] = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     chip: int = Field(128, ge=16, description="side of a training chip in pixels")
     batch: int = Field(16, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int)
 @click.option("--device", metavar="auto|cpu|cuda[:i]")
+@click.option(
+    "--devices", type=int, metavar="N",
+    help="Processes to train in, each on a GPU of its own or a part of the CPU; torchrun and srun say it themselves.",
+)
 @click.option("--chip", type=int, help="Side of a training chip in pixels.")
 @click.option("--batch", type=int, help="Chips per step.")
 @click.option("--run-dir", type=click.Path(), help="Folder for checkpoints and logs; beside the model if not given.")
@@ -96,9 +101,22 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
         raise click.UsageError("give -o/--output MODEL.safetensors")
     from satseg.pipeline import train
 
+    leads = _leads(ctx)
     with progress_bar(ctx) as progress:
         model = train(config=config, progress=progress, **call)
-    click.echo(f"{call['output']}\n{model.summary()}")
+    if leads:
+        click.echo(f"{call['output']}\n{model.summary()}")
+
+
+def _leads(ctx: click.Context) -> bool:
+    """Whether this process is the one that speaks; one of the others of a training is made to keep silent."""
+    from satseg.learning.ranks import given_ranks
+
+    leads = given_ranks().leads
+    if not leads:
+        ctx.obj["quiet"] = 1
+        logging.getLogger("satseg").setLevel(logging.ERROR)
+    return leads
 
 
 def _with_start(config: RunConfig) -> RunConfig:

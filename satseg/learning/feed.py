@@ -43,6 +43,8 @@ class Budget:
     minutes: float | None
     before_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
+    agreed_s: float | None = None
+    """What several ranks take for `elapsed_s`, so that none of them ends a round alone."""
 
     @property
     def elapsed_s(self) -> float:
@@ -57,7 +59,8 @@ class Budget:
         """Share of the budget used up after `step` steps, 0..1."""
         if self.steps is not None:
             return min(1.0, step / self.steps)
-        return min(1.0, self.elapsed_s / (60 * (self.minutes or 1.0)))
+        elapsed_s = self.elapsed_s if self.agreed_s is None else self.agreed_s
+        return min(1.0, elapsed_s / (60 * (self.minutes or 1.0)))
 
 
 class Chips(Dataset[Chip]):
@@ -91,30 +94,34 @@ class Chips(Dataset[Chip]):
 
 
 class HeldTiles(Dataset[Chip]):
-    """Tiles with a halo that cover the ground held for validation, each pixel once.
+    """Tiles with a halo that cover the ground held for validation, each pixel once on one of `ranks` ranks.
 
     They are read as detection reads them: no further than what is kept needs, and at most `beyond` the scene.
+    All ranks get as many, for DDP makes them meet at each; what is missing on some is a tile where nothing counts.
     """
 
     def __init__(
-        self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, beyond: int, cache_bytes: int
-    ) -> None:
+        self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, beyond: int, cache_bytes: int,
+        rank: int = 0, ranks: int = 1,
+    ) -> None:  # fmt: skip
         self._tiles: list[tuple[int, Tile]] = []
         for index, ground in enumerate(grounds):
             for held in ground.held or (ground.scene.grid.window,):
                 plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
                 self._tiles += [(index, plan.tight(piece, beyond=beyond)) for piece in plan]
         self._readers = [ChipReader(ground, cache_bytes=cache_bytes // max(1, len(grounds))) for ground in grounds]
+        self._mine = range(rank, -(-len(self._tiles) // ranks) * ranks, ranks)
 
     def __len__(self) -> int:
-        return len(self._tiles)
+        return len(self._mine)
 
     def __getitem__(self, number: int) -> Chip:
-        index, tile = self._tiles[number]
+        place = self._mine[number]
+        index, tile = self._tiles[place % len(self._tiles)]
         chip = self._readers[index].read(tile.read)
         kept = np.zeros(chip.labelled.shape, bool)
         top, left = tile.keep.row_off - tile.read.row_off, tile.keep.col_off - tile.read.col_off
-        kept[top : top + tile.keep.height, left : left + tile.keep.width] = True
+        kept[top : top + tile.keep.height, left : left + tile.keep.width] = place < len(self._tiles)
         return Chip(chip.image, chip.valid, chip.target, chip.labelled & kept)
 
 
@@ -175,11 +182,13 @@ def training_batches(
     )
 
 
-def validation_tiles(prepared: Prepared, options: TrainOptions, network: Network) -> DataLoader[Chip]:
-    """The ground held for validation, tile by tile."""
+def validation_tiles(
+    prepared: Prepared, options: TrainOptions, network: Network, *, rank: int = 0, ranks: int = 1
+) -> DataLoader[Chip]:
+    """The ground held for validation, tile by tile: this rank's share of it."""
     margin = round_up(max(VALID_HALO_PX, network.crop), network.stride)
     held = HeldTiles(
         prepared.validation, tile=VALID_TILE_PX, halo=min(network.halo, margin), stride=network.stride,
-        beyond=round_up(network.crop, network.stride), cache_bytes=options.cache_mb * 2**20,
+        beyond=round_up(network.crop, network.stride), cache_bytes=options.cache_mb * 2**20, rank=rank, ranks=ranks,
     )  # fmt: skip
     return DataLoader(held, batch_size=1, collate_fn=stack_chips)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -17,6 +19,9 @@ SAMPLE_SECONDS = 0.5
 PROC_STAT = Path("/proc/stat")
 IDLE_FIELDS = (3, 4)
 """Columns "idle" and "iowait" of the first line of /proc/stat (proc(5))."""
+Precision: TypeAlias = Literal["32-true", "16-mixed", "bf16-mixed"]
+TENSOR_CORES = (7, 0)
+"""CUDA compute capability (Volta) from which GPUs multiply float16 in tensor cores."""
 
 
 def bf16_is_native(device: torch.device) -> bool:
@@ -43,9 +48,35 @@ def optional_package(name: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+def precision_for(device: torch.device, wanted: str) -> Precision:
+    """Return Lightning's name of the numbers to train in on `device`: `wanted` ("fp32", "bf16"), or what is fastest.
+
+    For "auto" bfloat16 where the hardware has it; else float16 with scaled gradients on a GPU with tensor cores,
+    that is from `TENSOR_CORES` on: before them float16 is no faster, or slower by far. Else float32.
+    """
+    if wanted == "bf16" or (wanted == "auto" and bf16_is_native(device)):
+        return "bf16-mixed"
+    if wanted == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= TENSOR_CORES:
+        return "16-mixed"
+    return "32-true"
+
+
+def threads_each(device: torch.device, processes: int, *, timed: bool) -> int:
+    """Return how many threads each of so many `processes` gets of those that torch would use here.
+
+    As in `threads_for`, cores that other programs keep busy are left to them when `timed` on a CPU.
+    """
+    threads = torch.get_num_threads()
+    busy = busy_cores() if timed and device.type == "cpu" and threads > 1 else 0.0
+    return max(1, round(threads - busy) // processes)
+
+
 @contextmanager
-def threads_for(device: torch.device, *, timed: bool) -> Iterator[None]:
+def threads_for(device: torch.device, *, timed: bool, processes: int = 1) -> Iterator[None]:
     """Let torch use as many threads inside the block as there are free cores, when `timed` on a CPU.
+
+    Beside other `processes` of the same training it uses its part of the cores, unless OMP_NUM_THREADS says how
+    many; what those do as they start is not taken for other programs.
 
     Threads of one step wait for the slowest: with another program on one of two cores, a step on two
     threads took five times as long as on one. A budget in steps keeps the number of threads as it is,
@@ -53,8 +84,10 @@ def threads_for(device: torch.device, *, timed: bool) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     try:
-        if timed and device.type == "cpu" and before > 1:
-            torch.set_num_threads(max(1, min(before, round(before - busy_cores()))))
+        if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) // processes)))
+        elif processes == 1 and timed and device.type == "cpu" and before > 1:
+            torch.set_num_threads(threads_each(device, 1, timed=True))
         yield
     finally:
         torch.set_num_threads(before)

@@ -61,7 +61,7 @@ class Reporter(Callback):
             self._step_s = taken if self._step_s is None else MEMORY * self._step_s + (1 - MEMORY) * taken
         self._ended_s = now
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is not None:
+        if loss is not None and not pl_module.void:
             self._losses.add(loss.detach() * trainer.accumulate_grad_batches, now)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # through the module it costs half a millisecond
             for logger in trainer.loggers:

@@ -63,13 +63,16 @@ def check_run(folder: Path, run: str, *, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def run_folder(place: Path | None, run: str, *, resume: bool) -> Iterator[Path]:
-    """Make `place` this run's folder, or a temporary one, and clear what an earlier run left there."""
+def run_folder(place: Path | None, run: str, *, resume: bool, leads: bool = True) -> Iterator[Path]:
+    """Make `place` this run's folder, or a temporary one, and clear what an earlier run left there.
+
+    A process of a training that does not lead leaves that to the one that does.
+    """
     if place is None:
         with tempfile.TemporaryDirectory(prefix="satseg-run-") as scratch:
             yield Path(scratch)
         return
-    if not (resume and (place / "run.toml").exists()):
+    if leads and not (resume and (place / "run.toml").exists()):
         with os_errors_as_output_errors(place):
             place.mkdir(parents=True, exist_ok=True)
             for old in (*place.glob("*.ckpt"), *place.glob("events.out.*"), *place.glob("metrics*.csv"), place / PAGE):

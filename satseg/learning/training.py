@@ -40,8 +40,9 @@ from satseg.learning.feed import Batch, Budget, Moment, training_batches, valida
 from satseg.learning.forward import Standardize
 from satseg.learning.grounds import Prepared
 from satseg.learning.losses import loss_of
-from satseg.learning.machine import bf16_is_native, threads_for
+from satseg.learning.machine import precision_for, threads_for
 from satseg.learning.network import Network
+from satseg.learning.ranks import company, given_ranks, mean_over_ranks, trainer_options
 from satseg.learning.reporting import Reporter
 from satseg.learning.steps import Patience, Statistics, averaged_copy, clipped, take_into_average
 from satseg.learning.zoo import hold_encoder, parameter_groups
@@ -82,6 +83,8 @@ class Learner(lightning.LightningModule):
         self.budget = Budget(run.train.steps, run.train.minutes)
         self.curve = ThresholdCurve(len(self.classes))
         self.skipped = 0
+        self.void = self.idle = False
+        """Whether the batch at hand is skipped; whether all of its step have been so far."""
         self.statistics = Statistics(self.network)
 
     @property
@@ -90,7 +93,7 @@ class Learner(lightning.LightningModule):
         return self.network if self.average is None else self.average
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
-        """Loss of one augmented batch; a batch whose loss is not finite is skipped and counted."""
+        """Loss of one augmented batch; where it is not finite on some rank, all skip it, and count it."""
         image, valid, target, labelled = batch
         image = self.normalize(image, valid)
         part = self.global_step * self.options.accumulate + batch_idx % self.options.accumulate
@@ -100,12 +103,28 @@ class Learner(lightning.LightningModule):
         logits = self.network(image.contiguous(memory_format=torch.channels_last))
         target, labelled = cut(target, self.network.crop), cut(labelled, self.network.crop)
         loss: torch.Tensor = self.loss(logits, target, labelled)
-        if not torch.isfinite(loss):
-            self.skipped += 1
+        mean = self._agree(float(loss.detach()))
+        self.skipped += self.void
+        self.idle = self.void and (self.idle or batch_idx % self.options.accumulate == 0)
+        if self.void:
             self.statistics.restore()
-            return None
-        self.log("loss", loss, prog_bar=False)
+            return nothing(self.network) if self.trainer.world_size > 1 else None
+        self.log("loss", mean, prog_bar=False)
         return loss
+
+    def _agree(self, loss: float) -> float:
+        """Mean loss of all ranks; all skip the step when one has to, and go by the mean of their clocks."""
+        alone, bad = self.trainer.world_size == 1, not np.isfinite(loss)
+        told = mean_over_ranks([float(bad), 0.0 if bad else loss, self.budget.elapsed_s])
+        self.void = told[0] > 0
+        self.budget.agreed_s = None if alone else told[2]
+        return told[1]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep a skipped step from moving weights by decay and momentum."""
+        if self.idle and self.trainer.world_size > 1:
+            for weight in self.network.parameters():
+                weight.grad = None
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add the batch's pixels to the threshold curve."""
@@ -143,8 +162,10 @@ class Learner(lightning.LightningModule):
             group["lr"] = rate * group["factor"]
 
     def on_train_start(self) -> None:
-        """Take the statistics of the start, or of the run being resumed, for sound."""
+        """Take the statistics of the start, or of the run being resumed, for sound, and its time on all ranks."""
         self.statistics = Statistics(self.network)
+        if self.trainer.world_size > 1:
+            self.budget.agreed_s = self.budget.before_s
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip; a step whose gradients are not finite changes nothing, and is counted with the skipped."""
@@ -183,6 +204,11 @@ def schedule(share: float, warmup: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, fall))))
 
 
+def nothing(network: Network) -> torch.Tensor:
+    """A loss of 0 whose gradient is 0 for each weight, so that DDP finds the step whole."""
+    return sum((weight.sum() for weight in network.parameters() if weight.requires_grad), torch.zeros(())) * 0.0
+
+
 def cut(planes: torch.Tensor, margin: int) -> torch.Tensor:
     """`planes` (..., H, W) without `margin` pixels on every side."""
     return planes if margin == 0 else planes[..., margin:-margin, margin:-margin]
@@ -202,7 +228,7 @@ class Outcome:
 
 
 def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, progress: Progress) -> Outcome:
-    """Train `learner` in place and leave its best weights in its network.
+    """Train `learner` in place, as one of the ranks given, and leave its best weights in its network.
 
     Parameters
     ----------
@@ -220,18 +246,22 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     OutputError
         The disk is full, so that the best weights or the logs cannot be kept; the run can be resumed.
     """
+    given = given_ranks()
     checkpoint = checkpoint_to_resume(folder) if resume else None
     options = learner.options
     chips = training_batches(prepared, options, learner.changes, budget=learner.budget, moment=learner.moment)
-    tiles = validation_tiles(prepared, options, learner.network)
-    _keep_metrics(folder)
-    with _quiet(), threads_for(learner.target, timed=learner.budget.minutes is not None):
+    tiles = validation_tiles(prepared, options, learner.network, rank=given.rank, ranks=given.count)
+    if given.leads:
+        _keep_metrics(folder)
+    timed = learner.budget.minutes is not None
+    with _quiet(), threads_for(learner.target, timed=timed, processes=given.here), company():
         patience = [Patience(options.patience)] if options.patience else []
         trainer = _trainer(learner, folder, [*checkpoint_writers(folder), *patience, Reporter(progress)])
         with _interrupts(), full_disks_stop_resumably(folder):
             trainer.fit(learner, chips, tiles, ckpt_path=checkpoint)
         steps, seconds = trainer.global_step, learner.budget.elapsed_s
-        restore(learner, folder / BEST)
+        if given.leads:  # validating, the others take the weights over
+            restore(learner, folder / BEST)
         trainer.validate(learner, tiles, verbose=False)
     thresholds, scores = learner.curve.best()
     jaccard = tuple(None if score != score else score for score in scores)
@@ -265,15 +295,15 @@ def restore(learner: Learner, checkpoint: Path) -> None:
 
 def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> lightning.Trainer:
     options, device = learner.options, learner.target
-    wants_bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_native(device))
+    placed = trainer_options(device, unused=learner.tuning.freeze > 0)
+    plugins = placed.pop("plugins", [])
     return lightning.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="bf16-mixed" if wants_bf16 else "32-true",
+        **placed,
+        precision=precision_for(device, options.precision),
         max_epochs=min(options.rounds, options.steps or options.rounds),
         gradient_clip_val=options.clip_norm,
         accumulate_grad_batches=options.accumulate,
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(), *plugins],
         logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")],
         callbacks=callbacks,
         log_every_n_steps=10,
