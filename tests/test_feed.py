@@ -60,3 +60,21 @@ def test_validation_reads_no_more_than_it_needs(tmp_path):
     tiles = HeldTiles([ground], tile=512, halo=32, stride=8, beyond=0, cache_bytes=2**20)
     assert [tiles[number].labelled.sum() for number in range(len(tiles))] == [40 * 50]
     assert tiles[0].image.shape == (2, 56 + 2 * 32, 56 + 32)  # rows 80 to 136, columns 16 to 56, and the scene's edge
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 40])
+def test_ranks_share_the_validation_each_pixel_once_and_all_take_as_many_tiles(tmp_path, ranks):
+    path = write_tiff(tmp_path / "s.tif", noise(2, 143, 97), transform=north_up(1.0), descriptions=BANDS)
+    scene = satseg.open_scene(path)
+    labels = geopandas.GeoDataFrame(
+        {"class_name": ["a"]}, geometry=[shapely.box(*scene.grid.bounds)], crs=scene.grid.crs.to_wkt()
+    )
+    ground = Ground(scene, LabelLayer.build(labels, scene.grid, ("a",)))
+    how = {"tile": 64, "halo": 8, "stride": 8, "beyond": 0, "cache_bytes": 2**20}
+    shares = [HeldTiles([ground], **how, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    chips = [share[number] for share in shares for number in range(len(share))]
+    assert sum(chip.labelled.sum() for chip in chips) == 143 * 97
+    alone = HeldTiles([ground], **how)
+    seen = sorted(chip.image[:, chip.labelled].tobytes() for chip in chips if chip.labelled.any())
+    assert seen == sorted(alone[n].image[:, alone[n].labelled].tobytes() for n in range(len(alone)))

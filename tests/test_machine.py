@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from satseg.learning import machine
@@ -42,3 +43,18 @@ def test_timed_training_leaves_busy_cores_alone(monkeypatch):
 def test_machines_without_proc_are_taken_as_free(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "PROC_STAT", tmp_path / "absent")
     assert machine.busy_cores() == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "capability", "expected"),
+    [
+        ("cuda", True, (8, 0), "bf16-mixed"), ("cuda", False, (7, 5), "16-mixed"), ("cuda", False, (7, 0), "16-mixed"),
+        ("cuda", False, (6, 1), "32-true"), ("cpu", True, None, "bf16-mixed"), ("cpu", False, None, "32-true"),
+    ],
+)  # fmt: skip
+def test_precision_is_the_fastest_in_hardware_unless_asked_for(monkeypatch, device, bf16, capability, expected):
+    monkeypatch.setattr(machine, "bf16_is_native", lambda device: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert machine.precision_for(torch.device(device), "auto") == expected
+    assert machine.precision_for(torch.device(device), "fp32") == "32-true"
+    assert machine.precision_for(torch.device(device), "bf16") == "bf16-mixed"

@@ -107,8 +107,10 @@ class _Watch:
 
     def result(self) -> tuple[Outcome, ThresholdCurve]:
         """Return what rank 0 sent at its end, once all have ended well."""
-        while any(item.status is None for item in self._ranks) or self._lines:
+        going = True
+        while going:
             self._hear(LOOK_S)
+            going = bool(self._lines) or any(item.status is None for item in self._ranks)
             if any(item.error or item.status for item in self._ranks):
                 self._fail()
         return self._result
