@@ -21,6 +21,7 @@ from satseg.errors import (
     ModelError,
     OutputError,
     PartialError,
+    RankError,
     SatsegError,
     SpecError,
     UsageError,
@@ -38,6 +39,7 @@ CONTRACT = {
     ModelError: (3, ValueError),
     OutputError: (4, OSError),
     PartialError: (5, RuntimeError),
+    RankError: (1, ChildProcessError),
     DependencyError: (6, ImportError),
     DeviceError: (1, MemoryError),
 }

@@ -38,7 +38,7 @@ class Toy(lightning.LightningModule):
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.network = SimpleNamespace(crop=2)
         self.options = SimpleNamespace(chip=36, batch=5)
-        self.classes, self.budget, self.skipped = ("a", "b"), Budget(steps, None), 0
+        self.classes, self.budget, self.skipped, self.void = ("a", "b"), Budget(steps, None), 0, False
         self._scores, self._skip = iter(scores), skip
 
     def training_step(self, batch, number):
