@@ -201,15 +201,21 @@ def test_torchrun_trains_for_minutes_that_all_ranks_agree_on(tmp_path):
     if launching.LOOPBACK.exists():
         env["GLOO_SOCKET_IFNAME"] = "lo"
     options = [item for item in TINY if "steps" not in item]
-    ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "satseg", "train",
-         "--data", town / "a.tif", town / "a.gpkg", "--minutes", "0.02", "-o", tmp_path / "m.safetensors", *options],
-        env=env, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "satseg", "train",
+        "--data", town / "a.tif", town / "a.gpkg", "--minutes", "0.02", "-o", tmp_path / "m.safetensors", *options,
+    ]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as running:
+        try:
+            out, err = running.communicate(timeout=280)
+        except BaseException:
+            running.terminate()  # killed, torchrun would leave its ranks
+            raise
+    assert running.returncode == 0, err
     model = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
-    assert ended.stdout == f"{tmp_path / 'm.safetensors'}\n{model.summary()}\n"
-    assert sum(line.startswith("train 100 %") for line in ended.stderr.splitlines()) == 1, ended.stderr
+    assert out == f"{tmp_path / 'm.safetensors'}\n{model.summary()}\n"
+    assert sum(line.startswith("train 100 %") for line in err.splitlines()) == 1, err
 
 
 def launched_by_torchrun(patch, rank=1, count=4, here=2):
