@@ -324,7 +324,7 @@ def test_digest_depends_on_names_types_shapes_and_values():
         {"bands": (BandCard(name="nir1"), BandCard(name="red"))},
         {"classes": tuple(ClassItem(name=name, id=1, color="#000000") for name in "ab")},
         {"scores": {"jaccard": float("nan")}},
-        {"scores": {"jaccard": object()}},
+        {"scores": {"jaccard": 1j}},
         {"gsd_m": 0.0},
         {"gsd_m": float("inf")},
         {"stride": 0},
