@@ -151,7 +151,7 @@ def wide(tmp_path_factory):
 @pytest.fixture(scope="module")
 def passes(wide):
     """Two passes over the scene with a cache of a tenth of it, and the sampler."""
-    sampler = sampler_of(wide, size=32, balance=0.5, cache_bytes=1500 * 1800 * 7 // 5)
+    sampler = sampler_of(wide, size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 15)
     assert sampler._share == pytest.approx(0.1)
     return sampler, centres(sampler, round(2 / sampler._passes_per_chip))
 
@@ -161,7 +161,7 @@ def test_chips_near_in_number_are_near_in_place(passes):
     for start in range(0, len(places) - 400, 1000):
         blocks = np.unique(places[start : start + 400, 1:] // 256, axis=0)
         assert len(blocks) < 0.45 * 6 * 8
-    everywhere = centres(sampler_of(sampler.grounds[0], size=32, balance=0.5), 400)
+    everywhere = centres(sampler_of(sampler.grounds[0], size=64, balance=0.5), 400)
     assert len(np.unique(everywhere[:, 1:] // 256, axis=0)) > 0.8 * 6 * 8
 
 
@@ -181,17 +181,17 @@ def test_passes_take_regions_in_other_orders(passes):
 
 def test_chips_depend_on_their_number_alone(passes):
     sampler, places = passes
-    again = sampler_of(sampler.grounds[0], size=32, balance=0.5, cache_bytes=1500 * 1800 * 7 // 5)
+    again = sampler_of(sampler.grounds[0], size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 15)
     for number in (len(places) - 1, 7, len(places) // 2):
         _, view = again.place(number)
         assert (view.row, view.col) == tuple(places[number, 1:])
 
 
 def test_a_class_keeps_its_share_of_chips_all_the_time(wide):
-    sampler = sampler_of(wide, size=32, balance=0.5, cache_bytes=1500 * 1800 * 7 // 5)
+    sampler = sampler_of(wide, size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 15)
     trees = shapely.STRtree(wide.labels.geometries[0])
     for start in (0, 3000):
-        views = [sampler.place(n)[1].window(32) for n in range(start, start + 150)]
+        views = [sampler.place(n)[1].window(64) for n in range(start, start + 150)]
         seen = [len(trees.query(wide.scene.grid.crop(w).footprint(), predicate="intersects")) > 0 for w in views]
         assert np.mean(seen) > 0.45
 

@@ -21,8 +21,9 @@ from satseg.imagery.scene import SceneReader
 from satseg.learning.split import Ground
 from satseg.learning.warping import View, warp
 
-BLOCK_PX = 256
-"""Side of a cached block: a few file blocks, and at most nine of them under a 512-pixel chip."""
+BLOCK_PX, READ_PX = 256, 512
+"""Side of a cached block, at most nine of them under a 512-pixel chip; and of the square around it that is read at
+once: files have blocks of up to 512 pixels, and burning labels costs more by the window than by the pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Blocks:
 
     def put(self, key: tuple[int, int, int], block: Chip) -> None:
         """Keep `block`, in place of the ones longest unused."""
+        if key in self._kept:
+            self._room += self._kept.pop(key).nbytes
         self._kept[key] = block
         self._room -= block.nbytes
         while self._room < 0 and len(self._kept) > 1:
@@ -126,13 +129,28 @@ class ChipReader:
         kept = self._blocks.get((self._number, row, col))
         if kept is not None:
             return kept
-        raster = self._reader.read(place)
+        for corner, block in self._read_around(place):
+            self._blocks.put((self._number, *corner), block)
+            if corner == (row, col):
+                wanted = block
+        return wanted
+
+    def _read_around(self, place: Window) -> list[tuple[tuple[int, int], Chip]]:
+        """All blocks of the square of `READ_PX` that a block lies in, read and burnt at once; (row, col) of each."""
+        left, top = (int(at) // READ_PX * READ_PX for at in (place.col_off, place.row_off))
+        square = overlap(Window(left, top, READ_PX, READ_PX), self.ground.scene.grid.window) or place
+        raster = self._reader.read(square)
         target, labelled = self.ground.labels.burn(raster.grid)
         if self.ground.cores is not None:
             target = np.concatenate([target, self.ground.cores.planes(raster.grid)])
-        block = Chip(raster.data, raster.valid, target, labelled & raster.valid)
-        self._blocks.put((self._number, row, col), block)
-        return block
+        read = Chip(raster.data, raster.valid, target, labelled & raster.valid)
+        found = []
+        for row in range(top, top + square.height, BLOCK_PX):
+            for col in range(left, left + square.width, BLOCK_PX):
+                block = self._empty(Window(col, row, BLOCK_PX, BLOCK_PX))
+                _paste(read, square, block, Window(col, row, BLOCK_PX, BLOCK_PX))
+                found.append(((row // BLOCK_PX, col // BLOCK_PX), block))
+        return found
 
     def close(self) -> None:
         """Let go of file handles; a later read opens them again."""

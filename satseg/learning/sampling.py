@@ -24,12 +24,13 @@ from typing import TypeAlias
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from satseg.errors import LabelError
-from satseg.grid import Grid, slices
+from satseg.grid import Grid, overlap, slices
 from satseg.imagery.labels import Geometries
 from satseg.learning.augment import draw_turn
-from satseg.learning.chips import BLOCK_PX
+from satseg.learning.chips import READ_PX
 from satseg.learning.occupancy import Occupancy, occupancy
 from satseg.learning.split import Ground
 from satseg.learning.warping import View
@@ -47,10 +48,10 @@ LEAST_FREE = 0.5
 """Share of a chip that must be free of validation ground."""
 MOST_POINTS = 4096
 """Points of a lattice that the ground around one large feature is looked at."""
-REUSE = 3.0
+REUSE = 8.0
 """Chips' worth of pixels drawn from a stretch of ground for each of its pixels."""
-CACHE_SHARE = 0.5
-"""Of the cache that a stretch takes; the rest is for what chips at the edges of its regions reach into."""
+CACHE_SHARE = 0.75
+"""Of the cache that stretches take; the rest is for rare classes, and for regions that are only partly in it."""
 LARGEST_REGION_PX = 2048
 LEAST_FEATURES = 16
 """Features of a class in a stretch; rare classes are drawn from all of theirs."""
@@ -106,6 +107,8 @@ class ChipSampler:
         for name in empty:
             log.warning("%s: no pixel is valid, labelled and free of validation ground; it is left out", name)
         room = math.inf if cache_bytes is None else CACHE_SHARE * cache_bytes / max(map(_pixel_bytes, self.grounds))
+        if room < area:  # a stretch for uniform chips and one for each class: they meet where labels are spread evenly
+            room /= 1 + len(self.grounds[0].labels.classes)
         self._share = min(1.0, room / area)
         self._passes_per_chip = size**2 / (REUSE * area) if self._share < 1 else 0.0
         regions = _Regions(self.grounds, _region_px(room), seed)
@@ -121,9 +124,11 @@ class ChipSampler:
         axes = np.array([turn.down, turn.right] if near_feature else np.eye(2))
         height, width = turn.extent(self.size)
         for _ in range(DRAWS_PER_CHIP):
-            index, row, col = deck.draw(rng, number * self._passes_per_chip, self._share, axes)
-            grid = self.grounds[index].scene.grid
-            row, col = _inside(row, height, grid.height), _inside(col, width, grid.width)
+            index, row, col, within = deck.draw(rng, number * self._passes_per_chip, self._share, axes)
+            if within is None or within.height < height or within.width < width:
+                within = self.grounds[index].scene.grid.window
+            row = within.row_off + _inside(row - within.row_off, height, within.height)
+            col = within.col_off + _inside(col - within.col_off, width, within.width)
             view = replace(turn, row=row, col=col)
             if self.grounds[index].free_share(view.window(self.size)) >= LEAST_FREE:
                 break
@@ -143,30 +148,43 @@ def _pixel_bytes(ground: Ground) -> int:
 
 
 def _region_px(room: float) -> int:
-    """Side of a region: at least four make up a stretch of `room` pixels, of whole blocks."""
+    """Side of a region: at least four make up a stretch of `room` pixels, of whole reads."""
     side = min(LARGEST_REGION_PX, math.sqrt(room / 4))
-    return max(1, int(side // BLOCK_PX)) * BLOCK_PX
+    return max(1, int(side // READ_PX)) * READ_PX
 
 
 class _Regions:
-    """Squares that grounds are cut into, numbered over all of them, in an order drawn anew for each pass."""
+    """Squares that grounds are cut into, numbered over all of them; cuts and order are drawn anew for each pass.
+
+    Chips stay inside their region, so that no block is decoded for its neighbour's sake; as the cuts move from pass
+    to pass by whole reads, no place is at the edge of a region for good.
+    """
 
     def __init__(self, grounds: Sequence[Ground], side: int, seed: int) -> None:
-        self._side, self._seed = side, seed
-        self._across = np.array([-(-ground.scene.grid.width // side) for ground in grounds])
-        down = np.array([-(-ground.scene.grid.height // side) for ground in grounds])
+        self._grids, self._side, self._seed = [ground.scene.grid for ground in grounds], side, seed
+        self._across = np.array([-(-grid.width // side) + 1 for grid in self._grids])
+        down = np.array([-(-grid.height // side) + 1 for grid in self._grids])
         ends = np.cumsum(self._across * down)
         self._first, self._count = np.concatenate([[0], ends[:-1]]), int(ends[-1])
 
-    def of(self, places: Places) -> Integers:
-        """Return the number of the region that each of `places` lies in."""
+    def ranks(self, places: Places, number: int) -> Integers:
+        """Return where the region of each of `places` comes in pass `number`."""
         index = places[:, 0].astype(np.int64)
-        rows, cols = (places[:, axis].astype(np.int64) // self._side for axis in (1, 2))
-        return np.asarray(self._first[index] + rows * self._across[index] + cols)
+        shifted = places[:, 1:3].astype(np.int64) + self._cut(number)
+        region = self._first[index] + shifted[:, 0] // self._side * self._across[index] + shifted[:, 1] // self._side
+        order = np.random.default_rng((self._seed, number, self._count)).permutation(self._count)
+        return np.asarray(order[region])
 
-    def ranks(self, number: int) -> Integers:
-        """Return where each region comes in pass `number`."""
-        return np.random.default_rng((self._seed, number, self._count)).permutation(self._count)
+    def around(self, place: Places, number: int) -> Window:
+        """Return the region of one place, as far as the scene has it."""
+        cut = self._cut(number)
+        top, left = (place[1:3].astype(np.int64) + cut) // self._side * self._side - cut
+        grid = self._grids[int(place[0])]
+        return overlap(Window(int(left), int(top), self._side, self._side), grid.window) or grid.window
+
+    def _cut(self, number: int) -> Integers:
+        blocks = np.random.default_rng((self._seed, number)).integers(0, self._side // READ_PX, 2)
+        return np.asarray(blocks * READ_PX)
 
 
 class _Deck:
@@ -177,22 +195,29 @@ class _Deck:
         self._reach = np.cumsum(places[:, 5], dtype=np.float64)
         self._passes: OrderedDict[int, tuple[Integers, Floats]] = OrderedDict()
 
-    def draw(self, rng: np.random.Generator, passes: float, share: float, axes: Floats) -> tuple[int, float, float]:
-        """Return ground, row and col from the `share` that comes after `passes` passes, shifted along `axes`."""
-        share = max(share, LEAST_FEATURES / len(self._places))
-        if share >= 1:
+    def draw(
+        self, rng: np.random.Generator, passes: float, share: float, axes: Floats
+    ) -> tuple[int, float, float, Window | None]:
+        """Return ground, row and col out of the `share` that comes after `passes` passes, and the region to stay in.
+
+        The place is shifted along `axes`; out of all of them, there is no region.
+        """
+        stretch = max(share, LEAST_FEATURES / len(self._places))
+        within = None
+        if stretch >= 1:
             place = self._places[_pick(self._reach, rng.random())]
         else:
-            at, number = math.modf(passes + share * rng.random())
+            at, number = math.modf(passes + stretch * rng.random())
             order, reach = self._pass(int(number))
             place = self._places[order[_pick(reach, at)]]
+            within = self._regions.around(place, int(number))
         shift = (rng.uniform(-0.5, 0.5, 2) * place[3:5]) @ axes
-        return int(place[0]), float(place[1] + shift[0]), float(place[2] + shift[1])
+        return int(place[0]), float(place[1] + shift[0]), float(place[2] + shift[1]), within
 
     def _pass(self, number: int) -> tuple[Integers, Floats]:
         """The order of places in a pass, region by region, and their weights added up."""
         if number not in self._passes:
-            order = np.argsort(self._regions.ranks(number)[self._regions.of(self._places)], kind="stable")
+            order = np.argsort(self._regions.ranks(self._places, number), kind="stable")
             self._passes[number] = order, np.cumsum(self._places[order, 5], dtype=np.float64)
             while len(self._passes) > 2:
                 self._passes.popitem(last=False)

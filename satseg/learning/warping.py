@@ -112,17 +112,20 @@ def warp(
         np.empty((len(target), *square), np.uint8), np.empty(square, bool),
     )  # fmt: skip
     where = np.array([view.row - place.row_off, view.col - place.col_off, *view.down, *view.right])
-    native = image.astype(image.dtype.newbyteorder("="), copy=False)
+    native = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("="), copy=False))
     fill = _warper(native.dtype.name)
-    fill(native, valid, target, labelled, where, *out)
+    fill(native, *(np.ascontiguousarray(plane) for plane in (valid, target, labelled)), where, *out)
     return out
 
 
 @cache
 def _warper(dtype: str) -> Callable[..., None]:
-    number, flags, truth = numba.from_dtype(np.dtype(dtype)), readonly(numba.boolean, 2), readonly(numba.uint8, 3)
+    flags, truth, image = (
+        numba.types.Array(number, dimensions, "C", readonly=True)
+        for number, dimensions in ((numba.boolean, 2), (numba.uint8, 3), (numba.from_dtype(np.dtype(dtype)), 3))
+    )
     made = (numba.float32[:, :, ::1], numba.boolean[:, ::1], numba.uint8[:, :, ::1], numba.boolean[:, ::1])
-    return compiled(_warp, readonly(number, 3), flags, truth, flags, readonly(numba.float64, 1), *made)
+    return compiled(_warp, image, flags, truth, flags, readonly(numba.float64, 1), *made)
 
 
 def _warp(
@@ -131,6 +134,9 @@ def _warp(
     out: NDArray[np.float32], usable: NDArray[np.bool_], truth: NDArray[np.uint8], known: NDArray[np.bool_],
 ) -> None:  # fmt: skip
     rows, cols, size = valid.shape[0], valid.shape[1], usable.shape[0]
+    bands, pixels = image.reshape(image.shape[0], -1), image.shape[1] * image.shape[2]
+    truths, fine, sure = target.reshape(target.shape[0], pixels), valid.reshape(pixels), labelled.reshape(pixels)
+    at, part = np.empty((5, size), np.uint32), np.empty((2, size), np.float32)
     for i in range(size):
         for j in range(size):
             u, v = i + 0.5 - size / 2, j + 0.5 - size / 2
@@ -142,18 +148,24 @@ def _warp(
                 c = -c if c < 0 else 2 * (cols - 1) - c
             r, c = r if rows > 1 else 0.0, c if cols > 1 else 0.0
             r0, c0 = int(r), int(c)
-            r1, c1 = r0 + (r > r0), c0 + (c > c0)  # a neighbour of weight 0 has no say
+            down, right = cols * (r > r0), np.int64(c > c0)  # a neighbour of weight 0 has no say
+            first = r0 * cols + c0
             fr, fc = np.float32(r - r0), np.float32(c - c0)
-            usable[i, j] = valid[r0, c0] and valid[r0, c1] and valid[r1, c0] and valid[r1, c1]
-            known[i, j] = labelled[r0, c0] and labelled[r0, c1] and labelled[r1, c0] and labelled[r1, c1]
-            for k in range(out.shape[0]):
-                value = np.float32(0)
-                if usable[i, j]:
-                    upper, lower = np.float32(image[k, r0, c0]), np.float32(image[k, r1, c0])
-                    upper += (np.float32(image[k, r0, c1]) - upper) * fc
-                    lower += (np.float32(image[k, r1, c1]) - lower) * fc
-                    value = upper + (lower - upper) * fr
-                out[k, i, j] = value
-            rn, cn = r1 if fr >= 0.5 else r0, c1 if fc >= 0.5 else c0
-            for k in range(truth.shape[0]):
-                truth[k, i, j] = target[k, rn, cn] if known[i, j] else 0
+            at[0, j], at[1, j], at[2, j], at[3, j] = first, first + right, first + down, first + down + right
+            at[4, j] = first + (down if fr >= 0.5 else 0) + (right if fc >= 0.5 else 0)
+            part[0, j], part[1, j] = fr, fc
+        for j in range(size):
+            a, b, c, d = at[0, j], at[1, j], at[2, j], at[3, j]
+            usable[i, j] = fine[a] & fine[b] & fine[c] & fine[d]
+            known[i, j] = sure[a] & sure[b] & sure[c] & sure[d]
+        for k in range(out.shape[0]):  # band by band, as they lie in memory
+            band = bands[k]
+            for j in range(size):
+                upper, lower = np.float32(band[at[0, j]]), np.float32(band[at[2, j]])
+                upper += (np.float32(band[at[1, j]]) - upper) * part[1, j]
+                lower += (np.float32(band[at[3, j]]) - lower) * part[1, j]
+                value = upper + (lower - upper) * part[0, j]
+                out[k, i, j] = value if usable[i, j] else np.float32(0)
+        for k in range(truth.shape[0]):
+            for j in range(size):
+                truth[k, i, j] = truths[k, at[4, j]] if known[i, j] else 0
