@@ -12,14 +12,17 @@ import shapely
 from rasterio.windows import Window
 
 from satseg.errors import LabelError
+from satseg.grid import overlap
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
 from satseg.learning import occupancy as looking
+from satseg.learning import sampling
+from satseg.learning.chips import READ_PX
 from satseg.learning.feed import Chips
 from satseg.learning.occupancy import occupancy
 from satseg.learning.sampling import ChipSampler
 from satseg.learning.split import Ground
-from satseg.run import NO_AUGMENTATION
+from satseg.run import NO_AUGMENTATION, AugmentOptions
 from tests.factories import UTM, noise, north_up, write_tiff
 
 GSD = 1.0
@@ -151,7 +154,7 @@ def wide(tmp_path_factory):
 @pytest.fixture(scope="module")
 def passes(wide):
     """Two passes over the scene with a cache of a tenth of it, and the sampler."""
-    sampler = sampler_of(wide, size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 15)
+    sampler = sampler_of(wide, size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 24)
     assert sampler._share == pytest.approx(0.1)
     return sampler, centres(sampler, round(2 / sampler._passes_per_chip))
 
@@ -173,27 +176,55 @@ def test_every_place_is_as_likely_over_a_pass(passes):
 
 
 def test_passes_take_regions_in_other_orders(passes):
-    _, places = passes
-    half = len(places) // 2
-    first, second = (places[start : start + 400, 1:].mean(axis=0) for start in (0, half))
-    assert np.abs(first - second).max() > 50
+    deck = passes[0]._cells
+    orders = [np.unique(deck._places[:, :3][deck._regions.ranks(deck._places, n) < 3], axis=0) for n in range(8)]
+    assert len({order.tobytes() for order in orders}) > 4
 
 
 def test_chips_depend_on_their_number_alone(passes):
     sampler, places = passes
-    again = sampler_of(sampler.grounds[0], size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 15)
+    again = sampler_of(sampler.grounds[0], size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 24)
     for number in (len(places) - 1, 7, len(places) // 2):
         _, view = again.place(number)
         assert (view.row, view.col) == tuple(places[number, 1:])
 
 
 def test_a_class_keeps_its_share_of_chips_all_the_time(wide):
-    sampler = sampler_of(wide, size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 15)
+    sampler = sampler_of(wide, size=64, balance=0.5, cache_bytes=1500 * 1800 * 28 // 24)
     trees = shapely.STRtree(wide.labels.geometries[0])
     for start in (0, 3000):
         views = [sampler.place(n)[1].window(64) for n in range(start, start + 150)]
         seen = [len(trees.query(wide.scene.grid.crop(w).footprint(), predicate="intersects")) > 0 for w in views]
         assert np.mean(seen) > 0.45
+
+
+def test_turned_chips_ask_for_no_pixel_of_the_next_region_but_for_all_of_the_scene(wide):
+    sampler = ChipSampler(
+        [wide], size=64, seed=0, balance=0.5, changes=AugmentOptions(), cache_bytes=1500 * 1800 * 28 // 24
+    )
+    ends = set()
+    for number in range(3000):
+        seen = overlap(sampler.place(number)[1].window(64), wide.scene.grid.window)
+        bottom, right = seen.row_off + seen.height, seen.col_off + seen.width
+        assert seen.row_off // READ_PX == (bottom - 1) // READ_PX
+        assert seen.col_off // READ_PX == (right - 1) // READ_PX
+        ends |= {("top", seen.row_off), ("left", seen.col_off), ("bottom", bottom), ("right", right)}
+    assert ends >= {("top", 0), ("left", 0), ("bottom", 1500), ("right", 1800)}
+
+
+def test_uniform_chips_and_those_of_a_lopsided_class_are_on_the_same_ground_all_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "READ_PX", 64)
+    monkeypatch.setattr(sampling, "LARGEST_REGION_PX", 128)
+    crowd = [(row, col, 6, 6) for row in range(5, 1490, 24) for col in range(5, 400, 24)]
+    few = [(row, col, 6, 6) for row in range(20, 1490, 150) for col in range(500, 1780, 150)]
+    ground = made(tmp_path, noise(2, 1500, 1800), boxes(*crowd, *few), nodata=None)
+    sampler = sampler_of(ground, size=32, balance=0.5, cache_bytes=1500 * 1800 * 28 // 24)
+    for number in range(3):
+        shares = []
+        for deck in (sampler._cells, sampler._features[0]):
+            ranks, weights = deck._regions.ranks(deck._places, number), deck._places[:, 5]
+            shares.append(np.cumsum(np.bincount(ranks, weights, 210)) / weights.sum())
+        assert np.abs(shares[0] - shares[1]).max() < 0.04
 
 
 def test_a_scene_that_the_cache_holds_is_drawn_from_whole(wide):

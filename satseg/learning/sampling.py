@@ -8,8 +8,11 @@ alone, which showed one spot of a forest for ever.
 
 Where the scenes decoded exceed the cache, chips come from a stretch of ground that the cache holds, and that slides
 over regions in an order drawn anew for each pass: `REUSE` chips' worth are seen of a place before it is left. Every
-place and feature is as likely as ever over a pass, and a class keeps its share of chips at every moment. Rejected:
-places shuffled over everything, of which each decodes the blocks under it anew.
+place and feature is as likely as ever over a pass, and a class keeps its share of chips at every moment; for both
+to hold, each class slides at its own pace, and the order of regions is such that all are on the same ground at the
+same time. Rejected: places shuffled over everything, of which each decodes the blocks under it anew; an order that
+minds no class, in which stretches drift apart and the cache holds none of them; and features drawn from where the
+uniform chips are, which shows those of thinly labelled ground many times as often as others.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.errors import LabelError
-from satseg.grid import Grid, overlap, slices
+from satseg.grid import Grid, slices
 from satseg.imagery.labels import Geometries
 from satseg.learning.augment import draw_turn
 from satseg.learning.chips import READ_PX
@@ -50,9 +53,13 @@ MOST_POINTS = 4096
 """Points of a lattice that the ground around one large feature is looked at."""
 REUSE = 8.0
 """Chips' worth of pixels drawn from a stretch of ground for each of its pixels."""
-CACHE_SHARE = 0.75
-"""Of the cache that stretches take; the rest is for rare classes, and for regions that are only partly in it."""
+CACHE_SHARE = 0.6
+"""Of the cache that a stretch takes; the rest is for classes that are ahead or behind, and for rare ones."""
+MOST_CANDIDATES = 64
+"""Regions that the next one of a pass is chosen from, of very many; of fewer the root, so that passes differ."""
 LARGEST_REGION_PX = 2048
+EDGE_PX = 1
+"""A view may be blended from pixels this far beyond its extent: those of the next region would cost a block each."""
 LEAST_FEATURES = 16
 """Features of a class in a stretch; rare classes are drawn from all of theirs."""
 
@@ -107,13 +114,13 @@ class ChipSampler:
         for name in empty:
             log.warning("%s: no pixel is valid, labelled and free of validation ground; it is left out", name)
         room = math.inf if cache_bytes is None else CACHE_SHARE * cache_bytes / max(map(_pixel_bytes, self.grounds))
-        if room < area:  # a stretch for uniform chips and one for each class: they meet where labels are spread evenly
-            room /= 1 + len(self.grounds[0].labels.classes)
         self._share = min(1.0, room / area)
         self._passes_per_chip = size**2 / (REUSE * area) if self._share < 1 else 0.0
-        regions = _Regions(self.grounds, _region_px(room), seed)
-        self._cells = _Deck(_cells(maps), regions)
-        self._features = [_Deck(one, regions) for one in _features(self.grounds, maps, size) if len(one)]
+        cells, features = _cells(maps), [one for one in _features(self.grounds, maps, size) if len(one)]
+        sliding = [one for one in features if len(one) > LEAST_FEATURES]
+        regions = _Regions(self.grounds, _region_px(room), seed, [cells, *sliding])
+        self._cells = _Deck(cells, regions)
+        self._features = [_Deck(one, regions) for one in features]
 
     def place(self, number: int, attempt: int = 0) -> tuple[int, View]:
         """The index of the ground and the view of chip `number`; another one for every `attempt`."""
@@ -122,17 +129,22 @@ class ChipSampler:
         turn = View.turned(0, 0, **draw_turn(self.changes, rng))
         deck = self._features[int(rng.integers(len(self._features)))] if near_feature else self._cells
         axes = np.array([turn.down, turn.right] if near_feature else np.eye(2))
-        height, width = turn.extent(self.size)
+        height, width = (side + 2 * EDGE_PX for side in turn.extent(self.size))
         for _ in range(DRAWS_PER_CHIP):
             index, row, col, within = deck.draw(rng, number * self._passes_per_chip, self._share, axes)
             if within is None or within.height < height or within.width < width:
-                within = self.grounds[index].scene.grid.window
+                within = _whole(self.grounds[index].scene.grid)
             row = within.row_off + _inside(row - within.row_off, height, within.height)
             col = within.col_off + _inside(col - within.col_off, width, within.width)
             view = replace(turn, row=row, col=col)
             if self.grounds[index].free_share(view.window(self.size)) >= LEAST_FREE:
                 break
         return index, view
+
+
+def _whole(grid: Grid) -> Window:
+    """All of `grid`, and what a view at its edge may ask for beyond."""
+    return Window(-EDGE_PX, -EDGE_PX, grid.width + 2 * EDGE_PX, grid.height + 2 * EDGE_PX)
 
 
 def _inside(centre: float, extent: float, size: int) -> float:
@@ -157,11 +169,13 @@ class _Regions:
     """Squares that grounds are cut into, numbered over all of them; cuts and order are drawn anew for each pass.
 
     Chips stay inside their region, so that no block is decoded for its neighbour's sake; as the cuts move from pass
-    to pass by whole reads, no place is at the edge of a region for good.
+    to pass by whole reads, no place is at the edge of a region for good. At any moment of a pass about the same share
+    of each of `decks`, uniform places first, lies in the regions that have been.
     """
 
-    def __init__(self, grounds: Sequence[Ground], side: int, seed: int) -> None:
+    def __init__(self, grounds: Sequence[Ground], side: int, seed: int, decks: Sequence[Places]) -> None:
         self._grids, self._side, self._seed = [ground.scene.grid for ground in grounds], side, seed
+        self._decks, self._ordered = decks, (-1, np.zeros(0, np.int64))
         self._across = np.array([-(-grid.width // side) + 1 for grid in self._grids])
         down = np.array([-(-grid.height // side) + 1 for grid in self._grids])
         ends = np.cumsum(self._across * down)
@@ -169,18 +183,44 @@ class _Regions:
 
     def ranks(self, places: Places, number: int) -> Integers:
         """Return where the region of each of `places` comes in pass `number`."""
+        if self._ordered[0] != number:
+            self._ordered = number, self._order(number)
+        return np.asarray(self._ordered[1][self._regions_of(places, number)])
+
+    def _regions_of(self, places: Places, number: int) -> Integers:
         index = places[:, 0].astype(np.int64)
-        shifted = places[:, 1:3].astype(np.int64) + self._cut(number)
-        region = self._first[index] + shifted[:, 0] // self._side * self._across[index] + shifted[:, 1] // self._side
-        order = np.random.default_rng((self._seed, number, self._count)).permutation(self._count)
-        return np.asarray(order[region])
+        shifted = (places[:, 1:3].astype(np.int64) + self._cut(number)) // self._side
+        return np.asarray(self._first[index] + shifted[:, 0] * self._across[index] + shifted[:, 1])
+
+    def _order(self, number: int) -> Integers:
+        """Where each region with a place comes in pass `number`: at random, but classes keep up with uniform places."""
+        shares = [
+            np.bincount(self._regions_of(one, number), one[:, 5], self._count) / one[:, 5].sum(dtype=np.float64)
+            for one in self._decks
+        ]
+        gain = np.stack(shares[1:] or shares, axis=1) - shares[0][:, None]
+        waiting = np.random.default_rng((self._seed, number, self._count)).permutation(np.flatnonzero(sum(shares)))
+        candidates = min(MOST_CANDIDATES, math.isqrt(len(waiting)) + 1)
+        ahead = np.zeros(gain.shape[1])
+        ranks = np.zeros(self._count, np.int64)
+        for rank in range(len(waiting)):
+            offered = gain[waiting[rank : rank + candidates]]
+            chosen = rank + int(np.argmin(((ahead + offered) ** 2).sum(axis=1)))
+            waiting[rank], waiting[chosen] = waiting[chosen], waiting[rank]
+            ahead += gain[waiting[rank]]
+            ranks[waiting[rank]] = rank
+        return ranks
 
     def around(self, place: Places, number: int) -> Window:
-        """Return the region of one place, as far as the scene has it."""
-        cut = self._cut(number)
-        top, left = (place[1:3].astype(np.int64) + cut) // self._side * self._side - cut
-        grid = self._grids[int(place[0])]
-        return overlap(Window(int(left), int(top), self._side, self._side), grid.window) or grid.window
+        """Return the region of one place, as far as the scene has it, and what is beyond the edge of the scene."""
+        cut, grid = self._cut(number), self._grids[int(place[0])]
+        corner = (place[1:3].astype(np.int64) + cut) // self._side * self._side - cut
+        ends = [
+            (int(low) if low > 0 else -EDGE_PX, int(low) + self._side if low + self._side < size else size + EDGE_PX)
+            for low, size in zip(corner, (grid.height, grid.width), strict=True)
+        ]
+        (top, bottom), (left, right) = ends
+        return Window(left, top, right - left, bottom - top)
 
     def _cut(self, number: int) -> Integers:
         blocks = np.random.default_rng((self._seed, number)).integers(0, self._side // READ_PX, 2)
