@@ -2,7 +2,7 @@
 
 The sequential pass reads the aligned windows of 512 pixels once and burns their labels, the least that anybody must
 do to see the scene. Random chips are what a training run draws, turned and zoomed, half of them around features,
-with the cache as it is in the middle of a run: in stretches that the cache holds, and shuffled over everything.
+with the cache as it is in the middle of a run.
 
 Rivals draw windows of the same size from the same scene of 8 bands with the same vector labels, in batches, without
 workers, and all from a cold start: TorchGeo's RandomGeoSampler over its raster and vector datasets, the same with
@@ -40,14 +40,15 @@ from satseg.learning.split import Ground
 from satseg.run import AugmentOptions
 
 CHIP, BATCH, CLASSES = 128, 16, ("house", "field")
-SIDE, QUICK_SIDE, RIVAL_SIDE = 4096, 2048, 4096
+SIDE, QUICK_SIDE = 4096, 2048
+RIVALS, QUICK_RIVALS = (2048, 64), (1024, 32)
+"""Side of the scene, and chips a round: a few CPU-seconds for the slowest."""
 SHARE = 5
 """The cache holds this part of the scene decoded, and so does GDAL's."""
 PIXEL_BYTES = 2 * BANDS + len(CLASSES) + 2
 DENSITY = 1.6e-4
 """Features per pixel: a town's."""
-SEQUENTIAL, STRETCHES = "sequential pass, windows of 512", "random chips, in stretches"
-SHUFFLED = "random chips, shuffled over everything"
+SEQUENTIAL, STRETCHES = "sequential pass, windows of 512", "random chips"
 OURS, TORCHGEO = "satseg", "TorchGeo RandomGeoSampler, vector labels"
 BURNT, RASTER_VISION = "TorchGeo RandomGeoSampler, labels burnt to a file before", "Raster Vision random windows"
 
@@ -78,19 +79,18 @@ def one_pass(ground: Ground, side: int) -> None:
             ground.labels.burn(reader.read(place).grid)
 
 
-def steady(ground: Ground, chips: int, *, cache_bytes: int, in_stretches: bool) -> Run:
+def steady(ground: Ground, chips: int, *, cache_bytes: int) -> Run:
     """Return what draws the next `chips` chips of a run that has filled its cache."""
     sampler = ChipSampler(
-        [ground], size=CHIP, seed=0, balance=0.5, changes=AugmentOptions(),
-        cache_bytes=cache_bytes if in_stretches else None,
-    )  # fmt: skip
+        [ground], size=CHIP, seed=0, balance=0.5, changes=AugmentOptions(), cache_bytes=cache_bytes
+    )
     dataset, numbers = Chips(sampler, cache_bytes=cache_bytes), count()
 
     def run() -> None:
         for number, _ in zip(numbers, range(chips), strict=False):
             dataset[number]
 
-    for _ in range(3 if in_stretches else 1):
+    for _ in range(2):
         run()
     return run
 
@@ -105,8 +105,7 @@ def report_stretches(side: int, rounds: int) -> Report:
         ground = make_ground(path, make_labels(side))
         cases: dict[str, Run] = {
             SEQUENTIAL: lambda: one_pass(ground, part),
-            STRETCHES: steady(ground, chips, cache_bytes=room, in_stretches=True),
-            SHUFFLED: steady(ground, chips, cache_bytes=room, in_stretches=False),
+            STRETCHES: steady(ground, chips, cache_bytes=room),
         }
         costs = interleave(cases, rounds=rounds)
     report = Report(
@@ -189,6 +188,17 @@ def write_labels(folder: Path, side: int) -> tuple[Path, Path, Path]:
     return vector, degrees, burnt
 
 
+def checked(run: Callable[[], int], number: int) -> Run:
+    """Return `run`, which must give `number` chips."""
+
+    def counted() -> None:
+        found = run()
+        if found != number:
+            raise RuntimeError(f"{found} chips of {CHIP} pixels instead of {number}")
+
+    return counted
+
+
 def report_rivals(side: int, number: int, rounds: int) -> Report:
     """Measure chips per CPU second of each way of drawing them."""
     with tempfile.TemporaryDirectory() as name, rasterio.Env(GDAL_CACHEMAX=2 * side**2 * 2 * BANDS):
@@ -202,10 +212,7 @@ def report_rivals(side: int, number: int, rounds: int) -> Report:
             cases[BURNT] = torchgeo_case(path, burnt, number, burnt=True)
         if importlib.util.find_spec("rastervision"):
             cases[RASTER_VISION] = raster_vision_case(path, degrees, number)
-        for case, run in cases.items():
-            if run() != number:
-                raise RuntimeError(f"{case} did not give {number} chips of {CHIP} pixels")
-        costs = interleave(dict(cases), rounds=rounds)
+        costs = interleave({case: checked(run, number) for case, run in cases.items()}, rounds=rounds)
     report = Report(
         "Training chips against TorchGeo and Raster Vision",
         f"{number} chips of {CHIP} pixels in batches of {BATCH} from {side} x {side} pixels of {BANDS} bands, "
@@ -235,8 +242,7 @@ def main() -> None:
     if options.only != "rivals":
         report_stretches(*((QUICK_SIDE, 3) if options.quick else (SIDE, 5))).publish(options, "chips")
     if options.only != "stretches":
-        size = (QUICK_SIDE, 256, 3) if options.quick else (RIVAL_SIDE, 1024, 3)
-        report_rivals(*size).publish(options, "chip_rivals")
+        report_rivals(*(QUICK_RIVALS if options.quick else RIVALS), 3).publish(options, "chip_rivals")
 
 
 if __name__ == "__main__":
