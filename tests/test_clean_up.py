@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import shapely
 
+from satseg.imagery.cores import median_widths
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
 from satseg.learning.grounds import LARGEST_SPECK_PX, with_clean_up
@@ -30,6 +31,10 @@ def items(*names):
     return [ClassItem(name=name, id=number + 1, color="#ff0000") for number, name in enumerate(sorted(names))]
 
 
+def cleaned(classes, ground):
+    return with_clean_up(classes, [ground], compact=median_widths([(ground.scene.grid, ground.labels)]))
+
+
 def roofs(sides):
     return [
         ("roof", shapely.box(x := LEFT + 2 + 20 * (i % 9), y := TOP - 140 + 20 * (i // 9), x + side, y + side))
@@ -43,14 +48,14 @@ def road(width):
 
 def test_of_compact_objects_what_is_smaller_than_the_small_ones_is_dropped(tmp_path):
     sides = np.linspace(4, 16, 40)
-    roof, = with_clean_up(items("roof"), [ground_with(tmp_path, roofs(sides))])
+    roof, = cleaned(items("roof"), ground_with(tmp_path, roofs(sides)))
     # the grid scale factor of UTM's central meridian makes areas on the ground larger by 0.08 %
     assert roof.min_area_m2 == pytest.approx(np.percentile(sides**2, 5), rel=2e-3)
     assert roof.min_hole_m2 == pytest.approx(min(LARGEST_SPECK_PX * GSD**2, roof.min_area_m2 / 2), rel=2e-3)
 
 
 def test_of_long_things_only_specks_are_dropped(tmp_path):
-    found = with_clean_up(items("road", "roof"), [ground_with(tmp_path, [road(4), *roofs([9.0] * 12)])])
+    found = cleaned(items("road", "roof"), ground_with(tmp_path, [road(4), *roofs([9.0] * 12)]))
     by_name = {item.name: item for item in found}
     assert by_name["road"].min_area_m2 == pytest.approx(LARGEST_SPECK_PX * GSD**2, rel=2e-3)
     assert by_name["roof"].min_area_m2 == pytest.approx(81 / 2, rel=2e-3)  # all alike: half of one
@@ -58,5 +63,5 @@ def test_of_long_things_only_specks_are_dropped(tmp_path):
 
 def test_sizes_of_a_class_spec_are_kept(tmp_path):
     given = [item.model_copy(update={"min_area_m2": 3.0}) for item in items("roof")]
-    kept, = with_clean_up(given, [ground_with(tmp_path, roofs([9.0] * 12))])
+    kept, = cleaned(given, ground_with(tmp_path, roofs([9.0] * 12)))
     assert kept.min_area_m2 == 3.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from satseg.grid import Grid
-from satseg.imagery.cores import core_layer, object_classes
+from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.labels import LabelLayer
 from satseg.vector.layers import FIRST, INVALID, LAST, OUTSIDE
 from satseg.vector.separate import LEAST_CORE_PX, MARGIN, SLAB, Separator
@@ -128,4 +128,4 @@ def test_compact_objects_are_told_from_roads_specks_and_ground():
     specks = [shapely.box(1000 + 3 * i, 1930, 1001 + 3 * i, 1931) for i in range(12)]
     fields = [shapely.box(1000 + 200 * i, 1900, 1190 + 200 * i, 2090) for i in range(12)]
     for polygons, expected in ((houses, ("thing",)), (roads, ()), (specks, ()), (fields, ()), (houses[:9], ())):
-        assert object_classes([(GRID, layer(*polygons))]) == expected
+        assert object_classes(median_widths([(GRID, layer(*polygons))])) == expected

@@ -12,7 +12,7 @@ it depends on the whole object, which a window need not show).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import shapely
@@ -32,7 +32,13 @@ WIDTHS_PX = (6.0, 128.0)
 
 
 def median_widths(data: Sequence[tuple[Grid, LabelLayer]]) -> dict[str, float]:
-    """Return the mean width in pixels (4 area / perimeter) of the median object of each class of compact objects."""
+    """Return the mean width in pixels (4 area / perimeter) of the median object of each class of compact objects.
+
+    Parameters
+    ----------
+    data : sequence of (Grid, LabelLayer)
+        Of one set of classes, each layer in the CRS of its grid.
+    """
     widths: dict[str, float] = {}
     for k, name in enumerate(data[0][1].classes if data else ()):
         polygons = np.concatenate([_in_pixels(layer.geometries[k], grid) for grid, layer in data])
@@ -45,16 +51,16 @@ def median_widths(data: Sequence[tuple[Grid, LabelLayer]]) -> dict[str, float]:
     return widths
 
 
-def object_classes(data: Sequence[tuple[Grid, LabelLayer]]) -> tuple[str, ...]:
-    """Return the classes that are made of compact objects a network can see whole, in their order.
+def object_classes(widths: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the classes whose compact objects a network can see whole, in their order.
 
     Parameters
     ----------
-    data : sequence of (Grid, LabelLayer)
-        Of one set of classes, each layer in the CRS of its grid.
+    widths : mapping of str to float
+        In pixels, as `median_widths` returns them.
     """
     low, high = WIDTHS_PX
-    return tuple(name for name, width in median_widths(data).items() if low <= width <= high)
+    return tuple(name for name, width in widths.items() if low <= width <= high)
 
 
 def core_layer(labels: LabelLayer, grid: Grid, names: Sequence[str]) -> LabelLayer:
