@@ -106,7 +106,7 @@ def finished_model(
         stride=network.stride,
         sensor=scene.sensor,
         training=training,
-        scores=_scores(learner.classes, outcome),
+        scores=_scores(learner, outcome),
         versions=current_versions() | library_versions(network),
     )
     return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
@@ -123,12 +123,12 @@ def _told(run: RunConfig) -> dict[str, object]:
     return options
 
 
-def _scores(classes: Sequence[str], outcome: Outcome) -> dict[str, object]:
+def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
     found = [score for score in outcome.jaccard if score is not None]
     return {
-        "validation_jaccard": dict(zip(classes, outcome.jaccard, strict=True)),
+        "validation_jaccard": dict(zip(learner.classes, outcome.jaccard, strict=True)),
         "validation_mean_jaccard": sum(found) / len(found) if found else None,
-        "validation_jaccard_at_0.05_to_0.95": dict(zip(classes, outcome.curve, strict=True)),
+        "validation_jaccard_at_0.05_to_0.95": dict(zip(learner.classes, learner.curve.told(), strict=True)),
         "skipped_batches": outcome.skipped,
     }
 

@@ -144,8 +144,8 @@ class Learner(lightning.LightningModule):
         for name, score in zip(self.classes, scores, strict=True):
             self.log(f"jaccard/{name}", score, sync_dist=False)
         present = [score for score in scores if score == score]
-        nothing = self.budget.share(self.global_step) - 1  # no truth to choose by: the last weights are kept
-        self.log("jaccard", float(np.mean(present)) if present else nothing, sync_dist=False)
+        unknown = self.budget.share(self.global_step) - 1  # no truth to choose by: the last weights are kept
+        self.log("jaccard", float(np.mean(present)) if present else unknown, sync_dist=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set before each step from the elapsed share of the budget."""
@@ -223,8 +223,6 @@ class Outcome:
     steps: int
     seconds: float
     skipped: int
-    curve: tuple[list[float | None], ...]
-    """Per class, the Jaccard at thresholds 0.05, 0.1 .. 0.95."""
 
 
 def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, progress: Progress) -> Outcome:
@@ -265,7 +263,7 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
         trainer.validate(learner, tiles, verbose=False)
     thresholds, scores = learner.curve.best()
     jaccard = tuple(None if score != score else score for score in scores)
-    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped, tuple(learner.curve.told()))
+    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped)
 
 
 def _keep_metrics(folder: Path) -> None:
