@@ -58,7 +58,7 @@ def bce(
     if smoothing:
         targets = targets * (1 - smoothing) + smoothing / 2
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
+    return _mean(loss, weight)
 
 
 def focal(
@@ -78,7 +78,7 @@ def focal(
     scores = logits.sigmoid()
     missed = scores + targets - 2 * scores * targets  # 1 - the score of what is true
     balance = alpha * targets + (1 - alpha) * (1 - targets)
-    return (balance * missed**gamma * loss * weight).sum() / weight.sum().clamp(min=1)
+    return _mean(balance * missed**gamma * loss, weight)
 
 
 def tversky(
@@ -122,7 +122,7 @@ def lovasz(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> T
     jaccard = 1 - (total - positive.cumsum(1)) / (total + (1 - positive).cumsum(1))  # lost, the first n wrong
     steps = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(total))
     present = (total[:, 0] > 0).to(logits.dtype)
-    return ((errors.relu() * steps).sum(dim=1) * present).sum() / present.sum().clamp(min=1)
+    return _mean((errors.relu() * steps).sum(dim=1), present)
 
 
 def bce_minus_log_jaccard(
@@ -240,6 +240,11 @@ def _usable(logits: Tensor, targets: Tensor, labelled: Tensor | None) -> tuple[T
     return logits.where(known, 0.0), targets.where(known, 0.0), known.to(dtype)
 
 
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of `values` by `weight`; 0 where that is nothing."""
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
 def _overlap(
     logits: Tensor, targets: Tensor, labelled: Tensor | None, *, alpha: float, beta: float
 ) -> Tensor:
@@ -255,4 +260,4 @@ def _overlap(
     index = (both + SMOOTHING) / (union + SMOOTHING)
     present = (positive > 0).to(index.dtype)
     nothing = (present.sum() == 0).to(index.dtype)
-    return (index * present).sum() / present.sum().clamp(min=1) + nothing
+    return _mean(index, present) + nothing
