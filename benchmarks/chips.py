@@ -139,7 +139,7 @@ def torchgeo_case(path: Path, labels: Path, number: int, *, burnt: bool) -> Call
     from torchgeo.datasets import RasterDataset, VectorDataset, stack_samples
     from torchgeo.samplers import RandomGeoSampler
 
-    class Mask(RasterDataset):  # type: ignore[misc]
+    class Mask(RasterDataset):  # type: ignore[misc]  # torchgeo has no types
         is_image = False
 
     def run() -> int:

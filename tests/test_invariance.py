@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 import satseg
 from satseg.learning import detection
-from tests.factories import noise, north_up, write_tiff
-from tests.worlds import BANDS, tiny_model
+from tests.worlds import scene_with_gaps, tiny_model
 
 EXACT = {"min_area": 0.0, "halo": "exact"}
 
@@ -23,10 +22,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    data = (noise(2, 97, 143) * 9).astype("uint16")
-    data[:, 30:41, 60:90], data[:, 70:, :17] = 0, 0
-    path = tmp_path_factory.mktemp("scene") / "s.tif"
-    return satseg.open_scene(write_tiff(path, data, nodata=0, transform=north_up(0.5), descriptions=BANDS))
+    return satseg.open_scene(scene_with_gaps(tmp_path_factory.mktemp("scene")))
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ from satseg.errors import UsageError
 from satseg.learning import budget, detection
 from satseg.learning.forward import Wanted
 from satseg.learning.views import SCALES, TTA, Views, resampled
-from tests.factories import noise, north_up, write_tiff
-from tests.worlds import BANDS, tiny_model
+from tests.worlds import scene_with_gaps, tiny_model
 
 RATIOS = st.sampled_from([Fraction(3, 4), Fraction(3, 2), Fraction(4, 3), Fraction(2, 3), Fraction(1, 2), Fraction(2)])
 
@@ -28,10 +27,7 @@ def image(*, height, width, seed=0):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    data = (noise(2, 97, 143) * 9).astype("uint16")
-    data[:, 30:41, 60:90], data[:, 70:, :17] = 0, 0
-    path = tmp_path_factory.mktemp("scene") / "s.tif"
-    return satseg.open_scene(write_tiff(path, data, nodata=0, transform=north_up(0.5), descriptions=BANDS))
+    return satseg.open_scene(scene_with_gaps(tmp_path_factory.mktemp("scene")))
 
 
 @settings(deadline=None)

@@ -18,7 +18,7 @@ from satseg.learning.bundle import Model, architecture_of
 from satseg.learning.card import BandCard, ModelCard
 from satseg.learning.unet import UNet, UNetConfig
 from satseg.specs import ClassItem
-from tests.factories import UTM, write_tiff
+from tests.factories import UTM, noise, north_up, write_tiff
 
 BANDS = ("red", "nir")
 
@@ -42,13 +42,20 @@ def squares(
     return path, geopandas.GeoDataFrame({"class_name": names}, geometry=rows, crs=crs)
 
 
+def scene_with_gaps(folder: Path) -> Path:
+    """Write a two-band scene of odd size without any order, with nodata inside and at a corner."""
+    data = (noise(2, 97, 143) * 9).astype("uint16")
+    data[:, 30:41, 60:90], data[:, 70:, :17] = 0, 0
+    return write_tiff(folder / "s.tif", data, nodata=0, transform=north_up(0.5), descriptions=BANDS)
+
+
 def tiny_model(
     *, classes: tuple[str, ...] = ("a", "b"), separated: tuple[str, ...] = (), seed: int = 0,
     gsd_m: float | None = None, **network: object,
 ) -> Model:  # fmt: skip
     """An untrained model of `BANDS` whose scores vary from pixel to pixel."""
     arguments = {"width": 4, "depth": 3, "stem": 1, **network}
-    config = UNetConfig(bands=len(BANDS), classes=len(classes) + len(separated), **arguments)  # type: ignore[arg-type]
+    config = UNetConfig(bands=len(BANDS), classes=len(classes) + len(separated), **arguments)  # type: ignore[arg-type]  # of mixed types
     net = UNet(config, generator=torch.Generator().manual_seed(seed)).eval()
     with torch.no_grad():
         net.head.weight.mul_(100)  # the head starts near 0; spread the scores so that equality means something

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 FULL_SIZE = Fraction(1)
 SCALES = (Fraction(3, 4), FULL_SIZE, Fraction(3, 2))
-"""About as far each way as training zooms chips by default (0.7 to 1.4), at sizes that tiles of few strides allow."""
+"""Within what training zooms chips by default (0.6 to 1.6), at sizes that tiles of few strides allow."""
 TURNS = 8
 TAPS_BEYOND = 1
 """Pixels on each side of a group whose weights may count: enough down to a third of the size."""
