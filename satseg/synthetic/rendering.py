@@ -24,7 +24,7 @@ from shapely.geometry import mapping
 
 from satseg.grid import Grid, overlap, slices
 from satseg.synthetic.layout import LAYERS, Building, Crown, Layout, Patch, Wing
-from satseg.synthetic.spectra import BANDS, HAZE, MATERIALS, SKYLIGHT, mixed_reflectance
+from satseg.synthetic.spectra import BANDS, HAZE, MATERIALS, VNIR, BandSet, mixed_reflectance
 
 Pixels = NDArray[np.float32]
 
@@ -80,7 +80,11 @@ class Canvas:
     ----------
     grid : Grid
         In local metres, no CRS.
-    pixels : ndarray of float32, (8, H, W)
+    corner : tuple of float
+        Local x, y of its lower left corner.
+    bands : BandSet
+        What it is drawn in.
+    pixels : ndarray of float32, (bands, H, W)
         Reflectance.
     height : ndarray of float32, (H, W)
         Metres above the ground.
@@ -88,18 +92,26 @@ class Canvas:
         Unit-variance fields that vary by pixel, over metres, over tens of metres.
     """
 
-    def __init__(self, rng: Generator, *, height: int, width: int, gsd_m: float) -> None:
-        self.grid = Grid(height, width, Affine(gsd_m, 0, 0, 0, -gsd_m, height * gsd_m))
-        self.gsd_m = gsd_m
+    def __init__(
+        self, rng: Generator, *, height: int, width: int, gsd_m: float, corner: tuple[float, float] = (0.0, 0.0),
+        bands: BandSet = VNIR,
+    ) -> None:  # fmt: skip
+        left, bottom = corner
+        self.grid = Grid(height, width, Affine(gsd_m, 0, left, 0, -gsd_m, bottom + height * gsd_m))
+        self.gsd_m, self.corner, self.bands = gsd_m, corner, bands
         scales = ((1.2, 0.9), (9.0, 1.3), (90.0, 2.2))
         self.noise = np.stack(
             [power_noise(rng, height, width, scale_px=scale / gsd_m, slope=slope) for scale, slope in scales]
         )
         self.height = np.zeros((height, width), np.float32)
         dry = np.clip(0.34 + 0.24 * self.noise[2] + 0.12 * self.noise[1], 0, 1)
-        fresh, straw = mixed_reflectance("grass"), mixed_reflectance("dry_grass")
+        fresh, straw = self.colour("grass"), self.colour("dry_grass")
         ground = fresh[:, None, None] * (1 - dry) + straw[:, None, None] * dry
         self.pixels: Pixels = ground * (1 + np.tensordot(_roughness(["grass"])[0], self.noise, 1))
+
+    def colour(self, material: str, *, dry: float = 0.0, shade: float = 1.0) -> Pixels:
+        """Reflectance (bands,) of a material, as `mixed_reflectance`."""
+        return mixed_reflectance(material, dry=dry, shade=shade, bands=self.bands)
 
     def window(self, outline: Polygon, margin_m: float = 1.0) -> Window | None:
         """Whole pixels about `outline` that lie in the image; None when none do."""
@@ -115,10 +127,11 @@ class Canvas:
         """Local x (1, w) and y (h, 1) of the pixel centres of `window`."""
         cols = window.col_off + np.arange(round(window.width)) + 0.5
         rows = window.row_off + np.arange(round(window.height)) + 0.5
-        return (cols * self.gsd_m)[None, :], ((self.grid.height - rows) * self.gsd_m)[:, None]
+        left, bottom = self.corner
+        return (left + cols * self.gsd_m)[None, :], (bottom + (self.grid.height - rows) * self.gsd_m)[:, None]
 
     def blend(self, window: Window, cover: Pixels, colour: Pixels) -> None:
-        """Lay `colour` (8, h, w) over the pixels of `window` with `cover` (h, w) in 0..1."""
+        """Lay `colour` (bands, h, w) over the pixels of `window` with `cover` (h, w) in 0..1."""
         rows, cols = slices(window, self.grid.window)
         part = self.pixels[:, rows, cols]
         part += (colour - part) * cover
@@ -141,6 +154,11 @@ def draw(rng: Generator, layout: Layout, *, height: int, width: int, gsd_m: floa
     """Return the image of `layout`: (8, height, width) uint16 in 1..2047, bands as in `BANDS`."""
     canvas = Canvas(rng, height=height, width=width, gsd_m=gsd_m)
     light = random_light(rng)
+    return _record(rng, paint(canvas, layout, light), light)
+
+
+def paint(canvas: Canvas, layout: Layout, light: Light) -> Pixels:
+    """Draw `layout` on `canvas`; return its reflectance times the light on it, (bands, H, W) float32."""
     for layer in LAYERS[: LAYERS.index("roof")]:
         _draw_layer(canvas, layout.layer(layer))
     _draw_layer(canvas, [patch for item in layout.vehicles for patch in item.patches()])
@@ -148,8 +166,7 @@ def draw(rng: Generator, layout: Layout, *, height: int, width: int, gsd_m: floa
     _draw_layer(canvas, layout.layer("roof"))
     for item in layout.crowns:
         _draw_crown(canvas, item, light)
-    lit = canvas.pixels * _sunlight(canvas, light)
-    return _record(rng, lit, light)
+    return np.asarray(canvas.pixels * _sunlight(canvas, light), np.float32)
 
 
 def _draw_layer(canvas: Canvas, patches: Sequence[Patch]) -> None:
@@ -171,7 +188,7 @@ def _draw_plain(canvas: Canvas, patches: Sequence[Patch]) -> None:
     cover, owner = coverage(canvas.grid.crop(window), shapes)
     rows, cols = np.nonzero(cover)
     owner_at = owner[rows, cols] - 1
-    colours = np.stack([mixed_reflectance(p.material, dry=p.dry, shade=p.shade) for p in patches])
+    colours = np.stack([canvas.colour(p.material, dry=p.dry, shade=p.shade) for p in patches])
     rough = _roughness([patch.material for patch in patches])
     share = cover[rows, cols] * np.array([patch.opacity for patch in patches], np.float32)[owner_at]
     rows, cols = rows + round(window.row_off), cols + round(window.col_off)
@@ -193,11 +210,11 @@ def _draw_rows(canvas: Canvas, patch: Patch) -> None:
     drift = 0.15 * canvas.noise[1][bands, cols]
     across = (ys * math.cos(rows.angle) - xs * math.sin(rows.angle) + drift) / rows.spacing_m
     swing = np.cos(2 * math.pi * across)
-    own = mixed_reflectance(patch.material, dry=patch.dry, shade=patch.shade)
+    own = canvas.colour(patch.material, dry=patch.dry, shade=patch.shade)
     if rows.between is None:
         other, share = own * 0.9, 0.5 + 0.5 * np.tanh(4 * swing)
     else:
-        other = mixed_reflectance(rows.between, shade=patch.shade)
+        other = canvas.colour(rows.between, shade=patch.shade)
         thrift = rows.cover + 0.06 * canvas.noise[2][bands, cols] + 0.05 * canvas.noise[1][bands, cols]
         share = np.clip(thrift + 0.34 * swing, 0, 1)
         if rows.tramline_m:
@@ -225,7 +242,7 @@ def _draw_buildings(canvas: Canvas, buildings: Sequence[Building], light: Light)
         for wing in building.wings:
             rise, bright = _roof(canvas.xy(window), wing, building, light)
             height, shade = np.where(rise > height, (rise, bright), (height, shade))
-        colour = mixed_reflectance(building.material, shade=building.shade)[:, None, None]
+        colour = canvas.colour(building.material, shade=building.shade)[:, None, None]
         canvas.blend(window, cover, colour * shade * canvas.texture(window, building.material))
         canvas.raise_to(window, cover, height)
 
@@ -283,13 +300,13 @@ def _draw_crown(canvas: Canvas, tree: Crown, light: Light) -> None:
     cover = np.where(height >= canvas.height[rows, cols] - 0.2, cover, 0)
     steep = -2 * depth / np.maximum(reach, 0.5) ** 2
     bright = _lambert(steep * dx, steep * dy, light) * tree.shade * (1.12 - 0.25 * ratio**3)
-    colour = mixed_reflectance(tree.material)[:, None, None] * bright.astype(np.float32)
+    colour = canvas.colour(tree.material)[:, None, None] * bright.astype(np.float32)
     canvas.blend(window, cover, colour * canvas.texture(window, tree.material))
     canvas.raise_to(window, cover, height)
 
 
 def _sunlight(canvas: Canvas, light: Light) -> Pixels:
-    """Share of the light that reaches each pixel, (8, H, W): 1 in the sun, skylight in shadow.
+    """Share of the light that reaches each pixel, (bands, H, W): 1 in the sun, skylight in shadow.
 
     Walks from every pixel towards the sun, a pixel at a time, and compares the ray's height with
     the ground's; the last half metre of height fades, which softens edges.
@@ -306,8 +323,8 @@ def _sunlight(canvas: Canvas, light: Light) -> Pixels:
         row, col = pad - round(rise * dy / canvas.gsd_m), pad + round(rise * dx / canvas.gsd_m)
         blocker = around[row : row + rows, col : col + cols]
         np.maximum(shadow, blocker - surface - np.float32(rise), out=shadow)
-    shadow = _blur(np.clip(shadow / 0.6, 0, 1)[None], 0.5)[0]
-    return np.asarray(1 - shadow * (1 - SKYLIGHT[:, None, None]), np.float32)
+    shadow = blur(np.clip(shadow / 0.6, 0, 1)[None], 0.5)[0]
+    return np.asarray(1 - shadow * (1 - canvas.bands.skylight[:, None, None]), np.float32)
 
 
 def _record(rng: Generator, reflectance: Pixels, light: Light) -> NDArray[np.uint16]:
@@ -316,7 +333,7 @@ def _record(rng: Generator, reflectance: Pixels, light: Light) -> NDArray[np.uin
     tilt = rng.uniform(-0.03, 0.03, 2)
     slope = 1 + tilt[0] * np.linspace(-1, 1, rows)[:, None] + tilt[1] * np.linspace(-1, 1, cols)[None, :]
     seen = reflectance * slope.astype(np.float32) + np.float32(light.haze) * HAZE[:, None, None]
-    counts = _blur(seen, BLUR_PX) * (light.gain * np.float32(COUNTS_PER_REFLECTANCE))[:, None, None]
+    counts = blur(seen, BLUR_PX) * (light.gain * np.float32(COUNTS_PER_REFLECTANCE))[:, None, None]
     noise = rng.standard_normal(counts.shape, np.float32)
     counts += noise * (2.0 + 0.006 * counts)
     return np.clip(np.rint(counts), 1, MAX_COUNT).astype(np.uint16)
@@ -354,7 +371,7 @@ def power_noise(rng: Generator, height: int, width: int, *, scale_px: float, slo
     return np.asarray(field[:height, :width] / field.std(), np.float32)
 
 
-def _blur(planes: Pixels, sigma_px: float) -> Pixels:
+def blur(planes: Pixels, sigma_px: float) -> Pixels:
     """Gaussian blur of (C, H, W) along rows and columns, edges repeated."""
     reach = max(1, math.ceil(3 * sigma_px))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)

@@ -8,6 +8,7 @@ spectra were rejected: bands this wide see only their means.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,19 +81,57 @@ MATERIALS = {
     "red_car": Material((0.060, 0.060, 0.065, 0.150, 0.280, 0.330, 0.345, 0.350), 0.02, 0.02, 0.0),
     "blue_car": Material((0.150, 0.190, 0.145, 0.090, 0.075, 0.095, 0.140, 0.150), 0.02, 0.02, 0.0),
     "black_car": Material((0.030, 0.030, 0.030, 0.030, 0.030, 0.030, 0.032, 0.034), 0.02, 0.02, 0.0),
+    "dry_broadleaf": Material((0.034, 0.042, 0.070, 0.070, 0.064, 0.165, 0.300, 0.325), 0.10, 0.08, 0.03),
+    "adobe": Material((0.105, 0.128, 0.175, 0.215, 0.238, 0.262, 0.295, 0.320), 0.05, 0.05, 0.0),
+    "sand": Material((0.120, 0.150, 0.215, 0.270, 0.300, 0.330, 0.370, 0.400), 0.05, 0.06, 0.06),
+    "turbid_water": Material((0.056, 0.064, 0.092, 0.082, 0.062, 0.050, 0.032, 0.022), 0.03, 0.04, 0.03),
     "glass": Material((0.045, 0.045, 0.042, 0.038, 0.035, 0.034, 0.032, 0.030), 0.02, 0.02, 0.0),
 }
 
 
-def mixed_reflectance(material: str, *, dry: float = 0.0, shade: float = 1.0) -> NDArray[np.float32]:
-    """Reflectance (8,) float32 of a material mixed with a share `dry` of dry grass, times `shade`.
+@dataclass(frozen=True, slots=True, eq=False)
+class BandSet:
+    """Bands that a scene can be drawn in.
+
+    Parameters
+    ----------
+    names : tuple of str
+    curves : mapping of str to tuple of floats in 0..1
+        Reflectance of every material of `MATERIALS`, in the order of `names`.
+    skylight, haze : ndarray of float32, (bands,)
+        As `SKYLIGHT` and `HAZE`.
+    visible : int
+        How many of the first bands the eye could see.
+    """
+
+    names: tuple[str, ...]
+    curves: Mapping[str, tuple[float, ...]]
+    skylight: NDArray[np.float32]
+    haze: NDArray[np.float32]
+    visible: int
+
+
+VNIR = BandSet(
+    names=BANDS,
+    curves={name: material.reflectance for name, material in MATERIALS.items()},
+    skylight=SKYLIGHT,
+    haze=HAZE,
+    visible=VISIBLE.stop,
+)
+"""The eight multispectral bands."""
+
+
+def mixed_reflectance(
+    material: str, *, dry: float = 0.0, shade: float = 1.0, bands: BandSet = VNIR
+) -> NDArray[np.float32]:
+    """Reflectance (bands,) float32 of a material mixed with a share `dry` of dry grass, times `shade`.
 
     Artificial turf is tinted like the lawn it imitates, in the visible bands only: dyes match the
     colour of grass, nothing matches the jump of its reflectance near 700 nm (the red edge).
     """
-    own = np.array(MATERIALS[material].reflectance, np.float32)
-    straw = np.array(MATERIALS["dry_grass"].reflectance, np.float32)
+    own = np.array(bands.curves[material], np.float32)
+    straw = np.array(bands.curves["dry_grass"], np.float32)
     tinted = (1 - dry) * own + dry * straw
     if material == "artificial_turf":
-        tinted[VISIBLE.stop :] = own[VISIBLE.stop :]
+        tinted[bands.visible :] = own[bands.visible :]
     return np.asarray(tinted * shade, np.float32)
