@@ -12,7 +12,7 @@ import rasterio
 import shapely
 from affine import Affine
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
@@ -104,6 +104,7 @@ def test_full_size_tiles_hold_rare_things_in_the_original_numbers():
     assert small == pytest.approx(25 * TILE_M2 * 1.52e-4 / 7, rel=0.25)
 
 
+@example(expected=[5e-324], start=0.0, least=1)
 @given(
     expected=st.lists(st.floats(0, 5), min_size=1, max_size=40), start=st.floats(0, 0.999), least=st.integers(0, 3)
 )

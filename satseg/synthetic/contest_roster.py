@@ -212,7 +212,7 @@ def pond_m2(recipe: Recipe, area_m2: float) -> float:
 def even_counts(expected: Sequence[float], start: float, least: float = 0.0) -> list[int]:
     """Return whole numbers whose running sum follows that of `expected`, scaled up to `least` in all."""
     total = math.fsum(expected)
-    factor = least / total if 0 < total < least else 1.0
+    factor = least / total if 1e-9 < total < least else 1.0
     sums = np.floor(np.cumsum([0.0, *expected]) * factor + start)
     counts = np.diff(sums).astype(int)
     if least and total and not counts.any():
