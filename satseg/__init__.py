@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from satseg.errors import SatsegError
     from satseg.grid import Grid
+    from satseg.imagery.indexing import index
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
     from satseg.learning.bundle import Model, load_model
@@ -40,6 +41,7 @@ _HOMES = {
     "predict": "satseg.pipeline",
     "polygonize": "satseg.vector.polygonize",
     "rasterize": "satseg.imagery.labels",
+    "index": "satseg.imagery.indexing",
     "score": "satseg.scoring.score",
     "Report": "satseg.scoring.report",
     "SatsegError": "satseg.errors",
@@ -47,7 +49,8 @@ _HOMES = {
 
 __all__ = [
     "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "load_model",
-    "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "score", "Report", "SatsegError",
+    "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "index", "score", "Report",
+    "SatsegError",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Sensor and class specs: what is known about bands and classes, as documents with a source.
+"""Sensor, class and index specs: what is known about bands, classes and indices, as documents with a source.
 
 A spec is a TOML file of `data_specs/`, or a user's own anywhere, checked by the models below. Names
 are file stems; case, hyphens and underscores do not count. Rejected: sensors as Python tables (a
@@ -37,6 +37,7 @@ from satseg.documents import (
     validation_message,
 )
 from satseg.errors import SpecError
+from satseg.indexes import IndexItem, IndexSpec
 from satseg.sensors import BandSpec, FilePattern, ProductSpec, SensorSpec
 
 __all__ = [
@@ -46,10 +47,14 @@ __all__ = [
     "SensorSpec",
     "ClassItem",
     "ClassSpec",
+    "IndexItem",
+    "IndexSpec",
     "sensor_spec",
     "class_spec",
+    "index_spec",
     "list_sensors",
     "list_classes",
+    "list_index_specs",
     "find_document",
     "load_document",
     "detect_sensor",
@@ -59,8 +64,11 @@ __all__ = [
     "validation_message",
 ]
 
-Kind: TypeAlias = Literal["sensor", "classes"]
-FOLDERS: dict[Kind, str] = {"sensor": "sensors", "classes": "classes"}
+Kind: TypeAlias = Literal["sensor", "classes", "indices"]
+FOLDERS: dict[Kind, str] = {"sensor": "sensors", "classes": "classes", "indices": "indices"}
+CALLED: dict[Kind, str] = {"sensor": "sensor", "classes": "class list", "indices": "document of indices"}
+INDICES = "spectral"
+"""The shipped document of indices."""
 
 
 class ClassItem(Document):
@@ -105,9 +113,11 @@ class ClassSpec(Spec):
         )
 
 
-AnySpec: TypeAlias = SensorSpec | ClassSpec
-MODELS: dict[Kind, type[SensorSpec] | type[ClassSpec]] = {"sensor": SensorSpec, "classes": ClassSpec}
-S = TypeVar("S", SensorSpec, ClassSpec)
+AnySpec: TypeAlias = SensorSpec | ClassSpec | IndexSpec
+MODELS: dict[Kind, type[SensorSpec] | type[ClassSpec] | type[IndexSpec]] = {
+    "sensor": SensorSpec, "classes": ClassSpec, "indices": IndexSpec,
+}  # fmt: skip
+S = TypeVar("S", SensorSpec, ClassSpec, IndexSpec)
 
 
 def sensor_spec(name_or_path: PathLike) -> SensorSpec:
@@ -126,6 +136,11 @@ def class_spec(name_or_path: PathLike) -> ClassSpec:
     return _find("classes", ClassSpec, name_or_path)
 
 
+def index_spec(name_or_path: PathLike = INDICES) -> IndexSpec:
+    """Return a shipped document of indices, or a user's by path; raises as `sensor_spec`."""
+    return _find("indices", IndexSpec, name_or_path)
+
+
 def list_sensors() -> tuple[str, ...]:
     """Return the names of the shipped sensors."""
     return tuple(_shipped_files("sensor"))
@@ -136,8 +151,13 @@ def list_classes() -> tuple[str, ...]:
     return tuple(_shipped_files("classes"))
 
 
+def list_index_specs() -> tuple[str, ...]:
+    """Return the names of the shipped documents of indices."""
+    return tuple(_shipped_files("indices"))
+
+
 def load_document(path: PathLike) -> AnySpec:
-    """Return the spec in the TOML file at `path`, a sensor or a class list by its `kind`.
+    """Return the spec in the TOML file at `path`, a sensor, a class list or indices by its `kind`.
 
     Raises
     ------
@@ -150,7 +170,7 @@ def load_document(path: PathLike) -> AnySpec:
         text = read_text(path)
     except SpecError as error:
         if not Path(path).exists():
-            names = (*list_sensors(), *list_classes())
+            names = _all_names()
             error.hint = f"shipped specs need no path{suggest(Path(path).stem, names)}"
         raise
     return _checked(text, path)
@@ -169,7 +189,7 @@ def json_schema(kind: Kind) -> dict[str, Any]:
 
 
 def find_document(name_or_path: PathLike) -> AnySpec:
-    """Return a shipped spec of either kind by name or alias, or a user's by path.
+    """Return a shipped spec of any kind by name or alias, or a user's by path.
 
     Raises
     ------
@@ -182,8 +202,11 @@ def find_document(name_or_path: PathLike) -> AnySpec:
     for kind in FOLDERS:
         if (stem := _stem_of(kind, name)) is not None:
             return _shipped(kind, stem)
-    known = suggest(name, (*list_sensors(), *list_classes()))
-    raise SpecError(f"unknown sensor or class list {name!r}{known}", code="E-SPEC-001")
+    raise SpecError(f"unknown sensor or class list {name!r}{suggest(name, _all_names())}", code="E-SPEC-001")
+
+
+def _all_names() -> tuple[str, ...]:
+    return tuple(stem for kind in FOLDERS for stem in _shipped_files(kind))
 
 
 def _find(kind: Kind, model: type[S], name_or_path: PathLike) -> S:
@@ -192,9 +215,8 @@ def _find(kind: Kind, model: type[S], name_or_path: PathLike) -> S:
     elif (stem := _stem_of(kind, str(name_or_path))) is not None:
         spec = _shipped(kind, stem)
     else:
-        word = "sensor" if kind == "sensor" else "class list"
         known = suggest(str(name_or_path), _shipped_files(kind))
-        raise SpecError(f"unknown {word} {str(name_or_path)!r}{known}", code="E-SPEC-001")
+        raise SpecError(f"unknown {CALLED[kind]} {str(name_or_path)!r}{known}", code="E-SPEC-001")
     if not isinstance(spec, model):
         raise SpecError(f"kind is {spec.kind!r}, not {kind!r}", code="E-SPEC-008", path=name_or_path)
     return spec
@@ -236,11 +258,11 @@ def _checked(text: str, path: PathLike) -> AnySpec:
     if not content:
         raise SpecError("line 1: the document is empty", code="E-SPEC-005", path=path)
     kind = content.get("kind")
-    if kind not in ("sensor", "classes"):
+    if kind not in MODELS:
         tail = suggest(str(kind), MODELS) if "kind" in content else ""
         problem = f"unknown kind {kind!r}{tail}" if "kind" in content else "key 'kind' is missing"
         line = key_lines(text).get(("kind",), 1)
-        raise SpecError(f"line {line}: {problem}", hint="sensor or classes", code="E-SPEC-008", path=path)
+        raise SpecError(f"line {line}: {problem}", hint="sensor, classes or indices", code="E-SPEC-008", path=path)
     model = MODELS[kind]
     try:
         return model.model_validate({"name": Path(path).stem, **content})

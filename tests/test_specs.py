@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from satseg import documents, specs
 from satseg.errors import BandError, SpecError
-from satseg.specs import SensorSpec, class_spec, load_document, sensor_spec
+from satseg.specs import class_spec, load_document, sensor_spec
 
 DOCUMENTS = sorted((Path(__file__).parents[1] / "data_specs").glob("*/*.toml"))
 SENSORS = specs.list_sensors()
@@ -56,7 +56,7 @@ def test_all_wanted_sensors_and_class_lists_ship() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_shipped_documents_validate_from_their_path_as_by_name(path: Path) -> None:
     spec = load_document(path)
-    by_name = sensor_spec if spec.kind == "sensor" else class_spec
+    by_name = {"sensor": sensor_spec, "classes": class_spec, "indices": specs.index_spec}[spec.kind]
     assert by_name(path.stem) == spec
     assert by_name(path.stem) is by_name(path.stem.upper())  # parsed once
     assert spec.name == path.stem
@@ -305,7 +305,8 @@ def test_tables_have_a_row_for_each_band_or_class_and_html_escapes_them(path: Pa
     spec = load_document(path)
     header, *body = spec.rows()
     assert {len(row) for row in body} == {len(header)}
-    names = spec.band_names if isinstance(spec, SensorSpec) else spec.class_names
+    kind = {"sensor": "band_names", "classes": "class_names", "indices": "index_names"}[spec.kind]
+    names = getattr(spec, kind)
     assert [next(name for name in row if name in names) for row in body] == list(names)
     hostile = spec.model_copy(update={"title": "<script>", "source": "a & <b>"})
     html = hostile._repr_html_()

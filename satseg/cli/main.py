@@ -26,7 +26,8 @@ from satseg.errors import SatsegError, UsageError
 
 COMMANDS = {
     "info": "What a scene is: grid, CRS, bands, nodata, sensor, warnings.",
-    "specs": "List, show and check sensor and class documents.",
+    "specs": "List, show and check documents of sensors, classes and indices.",
+    "index": "Compute spectral indices such as NDVI; write a raster.",
     "train": "Learn classes from scenes and labels; write a model file.",
     "detect": "Find what a model knows in scenes; write polygons.",
     "polygonize": "Turn a mask into polygons, exactly along its pixels.",

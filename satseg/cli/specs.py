@@ -1,4 +1,4 @@
-"""`satseg specs`: the sensor and class documents."""
+"""`satseg specs`: the documents of sensors, classes and indices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import click
 
 @click.group("specs")
 def command() -> None:
-    """List, show and check sensor and class documents (TOML)."""
+    """List, show and check documents of sensors, classes and indices (TOML)."""
 
 
 @command.command("list")
 def list_documents() -> None:
     """Print the names of all shipped documents."""
-    from satseg.specs import class_spec, list_classes, list_sensors, sensor_spec
+    from satseg.specs import class_spec, index_spec, list_classes, list_index_specs, list_sensors, sensor_spec
 
     for name in list_sensors():
         spec = sensor_spec(name)
@@ -21,12 +21,15 @@ def list_documents() -> None:
     for name in list_classes():
         classes = class_spec(name)
         click.echo(f"classes  {name:<20} {len(classes.classes):2d} classes {classes.title}")
+    for name in list_index_specs():
+        indices = index_spec(name)
+        click.echo(f"indices  {name:<20} {len(indices.indices):2d} indices {indices.title}")
 
 
 @command.command("show")
 @click.argument("name")
 def show(name: str) -> None:
-    """Print one document: bands with wavelengths and GSD, or classes, and their source."""
+    """Print one document: bands with wavelengths and GSD, classes, or indices with formulas, and their source."""
     from satseg.specs import find_document
 
     spec = find_document(name)

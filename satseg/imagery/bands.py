@@ -74,16 +74,17 @@ def name_bands(
         pairs = zip(files, settled, strict=True)
         warnings = [text for before, after in pairs for text in _said(before, after)]
     _refuse_repeats(chosen)
-    sources = tuple(_source(name, file, index, resampling) for name, file, index in chosen)
+    sources = tuple(_source(name, file, index, resampling, spec) for name, file, index in chosen)
     return Naming(sources, spec.name if spec else None, how, tuple(warnings))
 
 
 Choice: TypeAlias = tuple[str, SourceFile, int]
 
 
-def _source(name: str, file: SourceFile, index: int, resampling: str) -> BandSource:
+def _source(name: str, file: SourceFile, index: int, resampling: str, sensor: SensorSpec | None) -> BandSource:
     coded = file.coded[index - 1] and resampling == "auto"
-    return BandSource(name, file, index, "nearest" if coded else resampling)
+    known = (band for band in (sensor.bands if sensor else ()) if band.name == name)  # "b1" is no alias but a number
+    return BandSource(name, file, index, "nearest" if coded else resampling, next(known, None))
 
 
 def _recognise(files: Sequence[SourceFile]) -> SensorSpec | None:

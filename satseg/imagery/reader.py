@@ -21,6 +21,7 @@ from rasterio.windows import Window
 from satseg.errors import GridError
 from satseg.grid import SNAP_PX
 from satseg.imagery.drivers import DEFAULT_DRIVERS, gdal_env, is_remote
+from satseg.imagery.indices import add_indices
 from satseg.imagery.mapping import with_pixels
 from satseg.imagery.reading import FilePlan, Pixels, plan_reads, read_native
 from satseg.imagery.sources import Dataset, SourceFile
@@ -55,7 +56,7 @@ class SceneReader:
             source.file.driver in DEFAULT_DRIVERS and not is_remote(source.path) for source in scene.sources
         )
         self._env: Callable[[], AbstractContextManager[object]] = nullcontext if plain else gdal_env
-        self._plans: dict[tuple[str, ...], tuple[FilePlan, ...]] = {}
+        self._plans: dict[tuple[str, ...], tuple[Scene, tuple[FilePlan, ...]]] = {}
         self._handles: dict[tuple[int, int], Handles] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,10 +102,13 @@ class SceneReader:
         """
         window = whole_window(window)
         names = self.scene.bands if bands is None else tuple(bands)
-        plans = self._plans.get(names) or self._plan(names)
+        part, plans = self._plans.get(names) or self._plan(names)
         with self._env():
             pieces = [plan.read(self._dataset(plan.file), window) for plan in plans]
-        if len(plans) == 1 and plans[0].places == tuple(range(len(names))):
+        if part.indices:
+            data = np.empty((len(names), window.height, window.width), self._dtype)
+            valid = _with_indices(part, plans, pieces, data)
+        elif len(plans) == 1 and plans[0].places == tuple(range(len(names))):
             data, valid = pieces[0]
         else:
             data = np.empty((len(names), window.height, window.width), self._dtype)
@@ -131,16 +135,18 @@ class SceneReader:
             As `read`.
         """
         window = whole_window(window)
-        plans = self._plans.get(self.scene.bands) or self._plan(self.scene.bands)
+        part, plans = self._plans.get(self.scene.bands) or self._plan(self.scene.bands)
         with self._env():
+            if part.indices:
+                return _with_indices(part, plans, [p.read(self._dataset(p.file), window) for p in plans], out)
             pieces = [
                 plan.read(self._dataset(plan.file), window, _channels(out, plan.places)) for plan in plans
             ]
         return _assemble(plans, pieces, out)
 
     def overview(self, bands: Sequence[str], *, height: int, width: int) -> Raster:
-        """Return `bands`, all of one file, decimated to `height` x `width` from overviews: for pictures."""
-        sources = self.scene.select(bands).sources
+        """Return `bands`, all stored in one file, decimated to `height` x `width` from overviews: for pictures."""
+        sources = [next(source for source in self.scene.sources if source.name == name) for name in bands]
         file = sources[0].file
         own = file.grid
         with self._env():
@@ -150,9 +156,9 @@ class SceneReader:
         grid = with_pixels(own, rows=own.height / height, cols=own.width / width, height=height, width=width)
         return Raster(data, grid, tuple(bands), valid)  # type: ignore[arg-type]
 
-    def _plan(self, names: tuple[str, ...]) -> tuple[FilePlan, ...]:
-        sources = tuple(self.scene.sources[i] for i in self.scene.indexes(names))
-        self._plans[names] = plan_reads(sources, self.scene.grid, self._dtype)
+    def _plan(self, names: tuple[str, ...]) -> tuple[Scene, tuple[FilePlan, ...]]:
+        part = self.scene.select(names)
+        self._plans[names] = part, plan_reads(part.sources, part.grid, self._dtype)
         return self._plans[names]
 
     def _dataset(self, file: SourceFile) -> Dataset:
@@ -207,5 +213,24 @@ def _assemble(
         return None
     valid = masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
     if len(plans) > 1:  # a lone piece is 0 there already
+        out[:, ~valid] = 0
+    return valid
+
+
+def _with_indices(
+    scene: Scene, plans: Sequence[FilePlan], pieces: Sequence[Pixels], out: NDArray[Any]
+) -> NDArray[np.bool_] | None:
+    """Put stored bands and indices of them into `out` in the order of the scene's bands; return what is valid."""
+    stored = np.empty((len(scene.sources), *out.shape[1:]), out.dtype)
+    valid = _assemble(plans, pieces, stored)
+    planes = {source.name: plane for source, plane in zip(scene.sources, stored, strict=True)}
+    computed = dict(zip(scene.bands, out, strict=True))
+    lost = add_indices(scene.indices, planes, computed)
+    for name, plane in computed.items():
+        if name in planes:
+            plane[...] = planes[name]
+    if lost is not None:
+        valid = ~lost if valid is None else valid & ~lost
+    if valid is not None:
         out[:, ~valid] = 0
     return valid

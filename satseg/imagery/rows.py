@@ -182,11 +182,11 @@ class RowReader:
 
     def _strip_bytes(self, number: int) -> int:
         height = self._edges[number + 1] - self._edges[number]
-        return height * len(self.cols) * len(self._scene.sources) * self._scene.dtype.itemsize
+        return height * len(self.cols) * len(self._scene.bands) * self._scene.dtype.itemsize
 
     def _submit(self, number: int) -> _Pending:
         top, bottom = self._edges[number : number + 2]
-        data = np.empty((len(self._scene.sources), bottom - top, len(self.cols)), self._scene.dtype)
+        data = np.empty((len(self._scene.bands), bottom - top, len(self.cols)), self._scene.dtype)
         chunks: list[Future[Validity] | None] = []
         count = len(self._chunks) - 1
         for place, (left, right) in enumerate(pairwise(self._chunks)):

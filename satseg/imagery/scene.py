@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -28,6 +28,7 @@ from satseg.errors import BandError, CRSError, GridError, InputError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.bands import BandMap, name_bands
 from satseg.imagery.drivers import DEFAULT_DRIVERS, choose_drivers, gdal_env
+from satseg.imagery.indices import Candidate, IndexBand, Scale, index_bands
 from satseg.imagery.mapping import meets
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.reading import scene_dtype
@@ -35,7 +36,7 @@ from satseg.imagery.resampling import METHODS
 from satseg.imagery.sources import BandSource, Dataset, SourceFile, check_places, inspect
 from satseg.imagery.summary import scene_html, scene_info
 from satseg.raster import Raster
-from satseg.specs import SensorSpec, sensor_spec
+from satseg.specs import IndexSpec, SensorSpec, sensor_spec
 
 __all__ = ["DEFAULT_DRIVERS", "PathLike", "Scene", "SceneReader", "open_scene"]
 
@@ -113,13 +114,17 @@ class Scene:
     grid : Grid
         What reads lie on; the finest file's unless changed.
     sources : tuple of BandSource
-        One per band: name, path, index, dtype, nodata, scale, offset, grid, resampling.
+        What is read, one per band: name, path, index, dtype, nodata, scale, offset, grid, resampling.
     sensor : str or None
         The sensor spec in use.
     naming : str
         How the bands came by their names.
     warnings : tuple of str
         What is odd about the files.
+    indices : tuple of IndexBand
+        Bands computed from the sources; see `with_indices`.
+    shown : tuple of str
+        Names of the bands in order, where they are not just the sources.
     """
 
     name: str
@@ -128,11 +133,13 @@ class Scene:
     sensor: str | None = None
     naming: str = ""
     warnings: tuple[str, ...] = ()
+    indices: tuple[IndexBand, ...] = ()
+    shown: tuple[str, ...] = ()
 
     @property
     def bands(self) -> tuple[str, ...]:
         """Band names, in order."""
-        return tuple(source.name for source in self.sources)
+        return self.shown or tuple(source.name for source in self.sources)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -142,7 +149,8 @@ class Scene:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of every read: the files' when values stay as stored, else float32, or float64 for wide ones."""
-        return scene_dtype(self.sources, self.grid)
+        stored = scene_dtype(self.sources, self.grid)
+        return np.result_type(stored, np.float32) if self.indices else stored
 
     def select(self, bands: Sequence[str]) -> Scene:
         """Return the scene with only `bands`, in that order; its dtype may be narrower.
@@ -152,8 +160,54 @@ class Scene:
         BandError
             The scene lacks one, or none is given.
         """
-        wanted = [bands] if isinstance(bands, str) else list(bands)
-        return replace(self, sources=tuple(self.sources[i] for i in self.indexes(wanted)))
+        wanted = (bands,) if isinstance(bands, str) else tuple(bands)
+        self.indexes(wanted)
+        indices = tuple(band for band in self.indices if band.name in wanted)
+        if not indices:
+            by_name = {source.name: source for source in self.sources}
+            return replace(self, sources=tuple(map(by_name.__getitem__, wanted)), indices=(), shown=())
+        needed = {*wanted, *(one.band for band in indices for one in band.inputs)}
+        sources = tuple(source for source in self.sources if source.name in needed)
+        return replace(self, sources=sources, indices=indices, shown=wanted)
+
+    def with_indices(
+        self,
+        *names: str,
+        spec: IndexSpec | None = None,
+        bands: Mapping[str, str] | None = None,
+        scale: Scale | None = None,
+        undefined: float | None = 0.0,
+    ) -> Scene:
+        """Return the scene with spectral indices as further bands, such as ``"ndvi"``; reads are of floats then.
+
+        Parameters
+        ----------
+        names, spec, bands, scale
+            As `satseg.imagery.indices.index_bands` takes them.
+        undefined : float or None
+            Value where an index has none (0/0), so that the other bands of the pixel are not lost for it, as
+            validity is one plane for all; None: the pixel is not valid.
+
+        Raises
+        ------
+        SpecError, BandError
+            As `index_bands`; a band of that name is there already (E-BAND-305).
+        """
+        if not names:
+            return self
+        among = [Candidate.of(source) for source in self.sources]
+        return self.with_index_bands(
+            index_bands(names, among, spec=spec, bands=bands, scale=scale, undefined=undefined)
+        )
+
+    def with_index_bands(self, indices: Sequence[IndexBand]) -> Scene:
+        """Return the scene with `indices`, settled among its own sources, as further bands."""
+        shown = (*self.bands, *(band.name for band in indices))
+        hidden = {source.name for source in self.sources}.difference(self.bands)
+        repeated = sorted({name for name in shown if shown.count(name) > 1 or name in hidden})
+        if repeated:
+            raise BandError(f"there would be two bands called {repeated[0]!r}", code="E-BAND-305")
+        return replace(self, indices=(*self.indices, *indices), shown=shown) if indices else self
 
     def indexes(self, bands: Sequence[str]) -> tuple[int, ...]:
         """Return where `bands` stand among this scene's; raises BandError as `select`."""

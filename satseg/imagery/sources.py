@@ -22,6 +22,7 @@ from rasterio.errors import CRSError as RasterioCRSError
 from satseg.crs import CRS, CRSLike, describe, parse_crs, same_crs
 from satseg.errors import CRSError, GridError, InputError
 from satseg.grid import Grid
+from satseg.sensors import BandSpec
 
 Dataset: TypeAlias = Any
 """An open rasterio dataset; rasterio carries no types."""
@@ -102,12 +103,15 @@ class BandSource:
         1-based number in the file.
     resampling : str
         The method used where the file's pixels are not the scene's; "auto" as in `resampling`.
+    spec : BandSpec or None
+        What the sensor's document says of it.
     """
 
     name: str
     file: SourceFile
     index: int
     resampling: str
+    spec: BandSpec | None = None
 
     @property
     def path(self) -> str:

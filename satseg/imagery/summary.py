@@ -16,6 +16,7 @@ import numpy as np
 from satseg.crs import describe
 from satseg.errors import SatsegError
 from satseg.grid import Grid
+from satseg.imagery.indices import IndexBand
 from satseg.imagery.mapping import relate
 from satseg.imagery.reading import method_in_use
 from satseg.imagery.sources import BandSource
@@ -36,7 +37,7 @@ def scene_info(scene: Scene) -> dict[str, Any]:
         "dtype": str(scene.dtype),
         "sensor": scene.sensor,
         "naming": scene.naming,
-        "bands": [_band_info(source, scene.grid) for source in scene.sources],
+        "bands": _bands(scene),
         "warnings": list(scene.warnings),
     }
 
@@ -50,6 +51,27 @@ def _grid_info(grid: Grid) -> dict[str, Any]:
         "bounds": list(grid.bounds),
         "resolution": list(grid.resolution),
         "gsd_m": _gsd(grid),
+    }
+
+
+def _bands(scene: Scene) -> list[dict[str, Any]]:
+    known = {source.name: _band_info(source, scene.grid) for source in scene.sources}
+    known |= {band.name: _index_info(band, scene) for band in scene.indices}
+    return [known[name] for name in scene.bands]
+
+
+def _index_info(band: IndexBand, scene: Scene) -> dict[str, Any]:
+    return {
+        "name": band.name,
+        "path": "",
+        "index": None,
+        "dtype": str(scene.dtype),
+        "nodata": None,
+        "formula": band.formula.text,
+        "inputs": {one.role: one.band for one in band.inputs},
+        "unit": band.unit,
+        "gsd_m": _gsd(scene.grid),
+        "resampling": "none",
     }
 
 
