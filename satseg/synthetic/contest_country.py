@@ -112,9 +112,12 @@ def country_of(region: int, seed: int) -> Country:
 
 
 def look_of(region: int, seed: int) -> Look:
-    """Return the visit that a region was seen at."""
+    """Return the visit that a region was seen at; the later of two twins is seen in another season."""
     rng = np.random.default_rng([seed, 22, region])
-    season = str(rng.choice(list(SEASONS), p=(0.45, 0.3, 0.25)))
+    seasons = list(SEASONS)
+    if region in TWINS:
+        seasons.remove(look_of(TWINS[region], seed).season)
+    season = str(rng.choice(seasons))
     light = Light(
         azimuth=math.radians(float(rng.uniform(-75, -25))),
         elevation=math.radians(float(rng.uniform(42, 68))),

@@ -86,6 +86,8 @@ POOLS = {
 }
 """Region of ground to the labelled tiles that its other tiles take after: a guess, the truth is hidden."""
 CAR_M2, TRUCK_M2, LEAST_POND_M2 = 7.0, 15.0, 20.0
+MOST_STRUCTURE_M2 = 40.0
+"""Mean structures are no larger, which one tile's are: they should not look like houses."""
 TILE_M2 = FULL_SIZE[0] * FULL_SIZE[1] * GSD_M**2
 """Area of an original tile."""
 M_RATIO, A_RATIO = 4.0, 24.96
@@ -163,7 +165,8 @@ def recipe_of(tile: TileId, seed: int) -> Recipe:
         share / 100 * TILE_M2 / number if number else usual
         for share, number, usual in zip((percent[0], percent[1], percent[7]), numbers, (70, 14, 190), strict=True)
     ]
-    return Recipe(tuple(float(share) for share in shares), *sizes)
+    building, structure, pond = sizes
+    return Recipe(tuple(float(share) for share in shares), building, min(structure, MOST_STRUCTURE_M2), pond)
 
 
 def _twins_of(region: int) -> list[int]:
