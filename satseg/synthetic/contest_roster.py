@@ -254,7 +254,8 @@ def frame_of(tile: TileId, seed: int, size: tuple[int, int]) -> TileFrame:
     rng = tile.rng(seed, 13)
     high = size[0] + int(rng.integers(-4, 2))
     wide = size[1] + round(float(rng.uniform(-60, 7)) * size[1] / FULL_SIZE[1])
-    pan = (high + int(rng.integers(-2, 3)), wide + int(rng.integers(-2, 3)))
+    slack = 3 if wide > 1000 else 1
+    pan = (high + int(rng.integers(-slack, slack + 1)), wide + int(rng.integers(-slack, slack + 1)))
     multi = (math.ceil(high / M_RATIO), math.ceil(wide / M_RATIO))
     swir = (round(high / A_RATIO), round(wide / A_RATIO))
     x_max, y_min = (
