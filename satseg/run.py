@@ -72,7 +72,10 @@ class ModelOptions(BaseModel):
     width: int = Field(32, ge=1, description="filters of the finest level")
     width_multiplier: float = 2.0
     depth: int = Field(4, ge=1, le=8, description="levels")
-    convs_per_level: int = Field(2, ge=1, le=8)
+    convs_per_level: int = Field(2, ge=1, le=8, description="convolutions of a block")
+    residual: bool = Field(True, description="blocks of the encoder add what goes in")
+    decoder_convs: int = Field(1, ge=1, le=8, description="convolutions of each level on the way back")
+    squeeze: bool = Field(True, description="fewer filters before the coarse picture is enlarged")
     stem: Literal[1, 2, 4] = 2
     norm: Literal["batch", "channel", "none"] = "batch"
     activation: Literal["relu", "elu", "silu", "gelu"] = "relu"
@@ -177,7 +180,7 @@ class TrainOptions(BaseModel):
     boundary: float = Field(0.0, ge=0, le=100, description="pixels near a class's border count 1 + this many times")
     smoothing: float = Field(0.0, ge=0, lt=1, description="labels moved towards 1/2, in the cross-entropy alone")
     balance: float = Field(0.5, ge=0, le=1, description="share of chips placed around a feature of a random class")
-    valid_share: float = Field(0.15, gt=0, lt=0.6, description="area held for validation in a blocked split")
+    valid_share: float = Field(0.1, gt=0, lt=0.6, description="area held for validation in a blocked split")
     augmented: bool = Field(True, description="false: chips as they are, whatever [augment] says")
     workers: int = Field(0, ge=0, description="loader processes; on few cores they cost more than they bring")
     cache_mb: int = Field(1024, ge=16, description="decoded blocks kept per process")

@@ -48,11 +48,13 @@ def difference(network: nn.Module, other: nn.Module, x: torch.Tensor) -> float:
 @pytest.mark.parametrize("norm", ["batch", "channel", "none"])
 @pytest.mark.parametrize("activation", ["relu", "elu", "silu", "gelu"])
 @pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "transposed"])
-def test_every_unet_keeps_its_results(norm, activation, upsampling, onednn):
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_unet_keeps_its_results(norm, activation, upsampling, residual, onednn):
     for stem, depth, crop, convs in ((1, 3, 2, 1), (2, 3, 0, 2), (4, 1, 0, 3)):
         config = UNetConfig(
             bands=3, classes=2, width=4, depth=depth, norm=norm, activation=activation, upsampling=upsampling,
             stem=stem, crop=crop, convs_per_level=convs, dropout=0.3,
+            residual=residual, decoder_convs=convs, squeeze=residual,
         )  # fmt: skip
         network = lively(UNet(config, generator=torch.Generator().manual_seed(0)))
         rounding = 5 * TOLERANCE if norm == "channel" else TOLERANCE  # it divides by spreads near 0
@@ -64,6 +66,16 @@ def test_lean_unet_has_no_normalisation_left_and_fewer_products():
     rewritten = lean(network)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in rewritten.modules())
     assert sum(isinstance(layer, Join) for layer in rewritten.modules()) == 2
+
+
+def test_ways_around_are_added_by_the_convolution_itself_and_leave_the_input_as_it_is():
+    config = UNetConfig(bands=4, classes=2, width=4, depth=3, residual=True, squeeze=True)
+    network, x = lively(UNet(config)), image(4)
+    rewritten, before = lean(network), x.clone()
+    assert difference(network, rewritten, x) <= TOLERANCE
+    assert torch.equal(x, before)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in rewritten.modules())
+    assert all(block.joined is not None for block in rewritten.modules() if isinstance(block, folding.LeanResidual))
 
 
 def test_the_network_of_2017_keeps_its_results():

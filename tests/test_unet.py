@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satseg.errors import BandError, GridError, UsageError
-from satseg.learning.unet import SEED_2017, UNet, UNetConfig, default_config, parameter_count, reach
+from satseg.learning.unet import SEED_2017, Residual, UNet, UNetConfig, default_config, parameter_count, reach
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 
@@ -43,10 +43,21 @@ def test_seed_network_has_7856289_weights_and_maps_112_to_80():
     assert SEED_2017.widths == (32, 64, 128, 256, 512)
 
 
-def test_default_network_has_two_million_weights():
+def test_default_network_has_less_than_two_million_weights():
     network = UNet(default_config(bands=3, classes=1))
-    assert 1.9e6 < sum(weight.numel() for weight in network.parameters()) < 2.1e6
+    assert 1.6e6 < sum(weight.numel() for weight in network.parameters()) < 1.7e6
     assert network.stride == 16
+
+
+def test_blocks_begin_as_little_more_than_the_way_around_them():
+    network = UNet(default_config(bands=3, classes=1), generator=generator())
+    blocks = [layer for layer in network.modules() if isinstance(layer, Residual)]
+    assert len(blocks) == 4
+    for block in blocks:
+        x = torch.randn(2, next(block.body.parameters()).shape[1], 16, 16, generator=generator())
+        around = block.around(x)
+        within = block.body(x)
+        assert within.std() < 0.4 * around.std()
 
 
 REACHES = [
@@ -57,6 +68,8 @@ REACHES = [
     small(norm="none", depth=3, upsampling="bilinear", convs_per_level=1),
     small(norm="none", depth=3, upsampling="transposed", convs_per_level=3),
     small(norm="none", depth=2, stem=4, upsampling="transposed"),
+    small(norm="none", depth=4, stem=2, residual=True, decoder_convs=1, squeeze=True),
+    small(norm="none", depth=3, residual=True, convs_per_level=1, upsampling="transposed", squeeze=True),
     dataclasses.replace(default_config(2, 1), norm="none", width=1),
     dataclasses.replace(SEED_2017, norm="none", activation="relu", bands=1, width=1, crop=0),
 ]
@@ -163,8 +176,13 @@ def test_input_of_other_bands_is_refused(shape):
 @pytest.mark.parametrize("norm", ["batch", "channel", "none"])
 @pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
 @pytest.mark.parametrize(("depth", "convs"), [(1, 1), (3, 2), (2, 3)])
-def test_weights_are_counted_without_building(stem, norm, upsampling, depth, convs):
-    config = small(bands=3, classes=2, stem=stem, norm=norm, upsampling=upsampling, depth=depth, convs_per_level=convs)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_weights_are_counted_without_building(stem, norm, upsampling, depth, convs, residual, squeeze):
+    config = small(
+        bands=3, classes=2, stem=stem, norm=norm, upsampling=upsampling, depth=depth, convs_per_level=convs,
+        residual=residual, decoder_convs=convs, squeeze=squeeze,
+    )  # fmt: skip
     assert parameter_count(config) == sum(weight.numel() for weight in UNet(config).parameters())
 
 
@@ -195,7 +213,8 @@ def test_weights_come_from_the_generator_alone():
 @pytest.mark.parametrize("norm", ["batch", "channel", "none"])
 @pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "transposed"])
 def test_every_weight_learns(norm, upsampling):
-    network = UNet(small(norm=norm, upsampling=upsampling, stem=2, activation="gelu"), generator=generator())
+    config = small(norm=norm, upsampling=upsampling, stem=2, activation="gelu", residual=True, squeeze=True)
+    network = UNet(config, generator=generator())
     network(torch.randn(2, 2, 32, 40, generator=generator())).square().sum().backward()
     assert [name for name, weight in network.named_parameters() if weight.grad is None] == []
     dead = [name for name, weight in network.named_parameters() if not weight.grad.isfinite().all()]

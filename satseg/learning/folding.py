@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from satseg.learning.unet import UNet
+from satseg.learning.unet import Residual, UNet
 
 __all__ = ["lean", "Convolution", "Join", "onednn_fuses"]
 
@@ -187,13 +187,18 @@ class LeanUNet(UNet):
         source = copy.deepcopy(network).eval()
         self.config = network.config
         self.stem = nn.Sequential(*_units(source.stem.children(), onednn))
-        self.encoder = nn.ModuleList(nn.Sequential(*_units(block.children(), onednn)) for block in source.encoder)
+        self.encoder = nn.ModuleList(
+            LeanResidual(block, onednn=onednn) if isinstance(block, Residual)
+            else nn.Sequential(*_units(block.children(), onednn)) for block in source.encoder
+        )  # fmt: skip
+        if self.config.squeeze:
+            self.squeeze = nn.ModuleList(nn.Sequential(*_units(unit.children(), onednn)) for unit in source.squeeze)
         self.upsample, self.decoder = nn.ModuleList(), nn.ModuleList()
-        coarse_widths = self.config.widths[:0:-1]
-        for coarse, upsample, block in zip(coarse_widths, source.upsample, source.decoder, strict=True):
+        widths = self.config.widths[-2::-1] if self.config.squeeze else self.config.widths[:0:-1]
+        for width, upsample, block in zip(widths, source.upsample, source.decoder, strict=True):
             first, *others = _units(block.children(), onednn)
             if join and self.config.upsampling == "nearest" and isinstance(first, Convolution):
-                self.upsample.append(Join(first, coarse))
+                self.upsample.append(Join(first, width))
             else:
                 self.upsample.append(_Concatenation(upsample, first))
             self.decoder.append(nn.Sequential(*others))
@@ -202,19 +207,42 @@ class LeanUNet(UNet):
     def forward(self, x: Tensor) -> Tensor:
         """Logits as `UNet.forward` returns them."""
         self._check(x)
-        x = self.stem(x)
+        x = x.clone() if self.config.residual and self.config.stem == 1 else self.stem(x)  # may be overwritten
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
         x = skips.pop()
-        for join, block in zip(self.upsample, self.decoder, strict=True):
+        for level, (join, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):
+            x = self.squeeze[level](x) if self.config.squeeze else x
             x = block(join(x, skips.pop()))
         x = self.out(x)
         if self.config.stem > 1:
             x = F.pixel_shuffle(x, self.config.stem)
         crop = self.config.crop
         return x[:, :, crop:-crop, crop:-crop] if crop else x
+
+
+class LeanResidual(nn.Module):
+    """A `Residual` whose sum and activation are done with its last convolution, where that has no other norm.
+
+    What goes in may be overwritten.
+    """
+
+    def __init__(self, block: Residual, *, onednn: bool) -> None:
+        super().__init__()
+        *first, last = _units(block.body.children(), onednn)
+        self.around = nn.Sequential(*_units(block.around.children(), onednn))
+        self.joined = _grown(last, block.activation, onednn)
+        self.first = nn.Sequential(*first) if self.joined is not None else nn.Sequential(*first, last)
+        self.activation = block.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return as `Residual.forward`."""
+        around, inner = self.around(x), self.first(x)
+        if self.joined is None:
+            return self.activation(inner + around)  # type: ignore[no-any-return]
+        return self.joined(inner, around.clone() if around is inner else around)  # type: ignore[no-any-return]
 
 
 class _Concatenation(nn.Module):

@@ -87,7 +87,7 @@ def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
     The scene is cut into blocks of at most eight chips a side, three of which make up `share`.
     Blocks are held one by one, each time the one that brings every class nearest to `share` of its
     features (ties in a seeded order), so that rare classes are both learnt and scored. The gap is
-    a quarter of a chip or block, whichever is smaller.
+    an eighth of a chip or block, whichever is smaller: about an object's width, for one that lies across the border.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
     chosen = _choose(features, [w.height * w.width for w in windows], share=share, seed=seed)
     if not features[chosen].any():
         log.warning("%s: no label lies on the ground held for validation; give --valid-data", ground.scene.name)
-    return replace(ground, held=tuple(windows[i] for i in chosen), gap=min(chip, block) // 4)
+    return replace(ground, held=tuple(windows[i] for i in chosen), gap=min(chip, block) // 8)
 
 
 def _labelled_window(ground: Ground) -> Window:
