@@ -17,6 +17,7 @@ FLOORS = [
     {"vector"},
     {"scoring", "synthetic"},
     {"learning"},
+    {"tasks"},
     {"pipeline", "demo"},
     {"cli", "__main__"},
 ]
@@ -103,6 +104,7 @@ def test_sizes_hold(path):
     [
         "import satseg",
         "import satseg; satseg.open_scene, satseg.read_features, satseg.score, satseg.Grid",
+        "import satseg.tasks.dstl.prepare, satseg.tasks.dstl.check, satseg.tasks.dstl.score",
         "from satseg.cli.main import main; main(['--help'])",
     ],
 )

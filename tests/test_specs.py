@@ -19,7 +19,7 @@ DOCUMENTS = sorted((Path(__file__).parents[1] / "data_specs").glob("*/*.toml"))
 SENSORS = specs.list_sensors()
 WANTED = {
     "worldview2", "worldview3", "sentinel2_l1c", "sentinel2_l2a", "landsat5_tm", "landsat7_etm",
-    "landsat89_oli", "planetscope_4band", "planetscope_8band", "pleiades", "naip_rgbn", "rgb",
+    "landsat89_oli", "planetscope_4band", "planetscope_8band", "pleiades", "naip_rgbn", "rgb", "dstl_worldview3",
 }  # fmt: skip
 PLAIN = """kind = "sensor"
 title = "Test camera"

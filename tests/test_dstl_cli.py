@@ -1,0 +1,216 @@
+"""`satseg dstl`: check, prepare, submit, score; and what `prepare` writes is a run file that training takes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+
+from satseg.errors import InputError, OutputError
+from satseg.imagery.scene import open_scene
+from satseg.run import RunConfig
+from satseg.tasks.dstl.check import check_folder
+from satseg.tasks.dstl.folder import ContestFolder
+from satseg.tasks.dstl.folds import check_split
+from satseg.tasks.dstl.prepare import prepare
+from satseg.vector.features import read_features
+from tests.contests import IDS, LABELLED, build_contest, write_tiff
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory):
+    return build_contest(tmp_path_factory.mktemp("contest"))
+
+
+@pytest.fixture(scope="module")
+def ready(contest, tmp_path_factory):
+    return prepare(ContestFolder.open(contest), tmp_path_factory.mktemp("ready") / "out", folds=3)
+
+
+def scene_files(folder, image_id):
+    return [folder / "scenes" / f"{image_id}{part}.tif" for part in ("", "_P", "_M", "_A")]
+
+
+def test_check_counts_what_is_there(run, contest):
+    told = json.loads(run("dstl", "check", contest, "--json").done().out)
+    assert told["tiles"] == told["complete"] == 6
+    assert told["files"] == {"rgb": 6, "P": 6, "M": 6, "A": 6}
+    assert told["labelled"] == sorted(LABELLED)
+    assert told["polygons"]["Buildings"] == 8
+    assert told["twins"] == [["6110_1_2", "6140_1_2"]]
+    assert told["sample_rows"] == 30
+    assert not told["faults"]
+    text = run("dstl", "check", contest).done().out
+    assert "6110_1_2 and 6140_1_2" in text
+    assert "moved to train" in text
+
+
+def test_check_names_each_tile_that_cannot_be_used(run, tmp_path):
+    root = build_contest(tmp_path, IDS[:3])
+    write_tiff(root / "sixteen_band" / f"{IDS[0]}_M.tif", np.ones((7, 24, 24), np.uint16))
+    (root / "sixteen_band" / f"{IDS[1]}_A.tif").unlink()
+    write_tiff(root / "three_band" / "6180_0_0.tif", np.ones((3, 9, 9), np.uint16))
+    outcome = run("dstl", "check", root)
+    assert outcome.status == 5
+    assert f"{IDS[0]}_M.tif" in outcome.out
+    assert f"tile {IDS[1]} lacks A" in outcome.out
+    assert "6180_0_0.tif is of no tile" in outcome.out
+
+
+def test_a_folder_without_labels_and_sample_is_checked_all_the_same(tmp_path):
+    root = build_contest(tmp_path, IDS[:1])
+    (root / "train_wkt_v4.csv").unlink()
+    (root / "sample_submission.csv").unlink()
+    report = check_folder(ContestFolder.open(root))
+    assert report.sample_rows is None
+    assert report.labelled == ()
+    assert len(report.warnings) == 2
+
+
+def test_prepared_files_are_the_tiles_scene_without_a_pixel_copied(contest, ready):
+    assert ready.tiles == IDS
+    assert ready.labelled == tuple(sorted(LABELLED))
+    tile = ContestFolder.open(contest).tile(IDS[0])
+    for options in ({"sensor": "dstl_worldview3"}, {}):
+        scene = open_scene(scene_files(ready.path, IDS[0]), **options)
+        truth = tile.scene(units="metres")
+        assert (scene.bands, scene.grid) == (truth.bands, truth.grid)
+        assert np.array_equal(scene.read().data, truth.read().data)
+    assert all(path.is_symlink() for path in (ready.path / "scenes").glob("*.tif"))
+    assert sum(p.stat().st_size for p in (ready.path / "scenes").glob("*.xml")) < 600 * 24
+
+
+def test_prepared_labels_lie_on_prepared_scenes(contest, ready):
+    from satseg.imagery.labels import rasterize
+
+    scene = open_scene(scene_files(ready.path, IDS[0]))
+    labels = read_features(ready.path / "labels" / f"{IDS[0]}.gpkg")
+    buildings = rasterize(labels, like=scene.grid, classes=["Buildings"]).data[0]
+    assert buildings.sum() == 12 * 10 + 15 * 12
+    assert buildings[5:15, 5:17].all()
+    own = labels[labels["class_name"] == "Buildings"].geometry.area.sum()
+    assert own == pytest.approx((120 + 180) * 0.31**2), "areas are square metres"
+
+
+def test_run_files_name_what_is_there_and_keep_ground_together(ready):
+    folds = json.loads((ready.path / "folds.json").read_text())
+    assert sorted(i for held in folds["folds"] for i in held) == sorted(LABELLED)
+    for number, split in enumerate(ready.splits, start=1):
+        config = RunConfig.from_file(ready.path / f"fold{number}.toml")
+        data = config.data
+        assert (data.sensor, data.class_spec) == ("dstl_worldview3", "dstl")
+        assert data.classes == ("Buildings", "Trees", "Waterway")
+        sides = [[item.labels.rpartition("/")[2][:8] for item in side] for side in (data.scenes, data.valid_scenes)]
+        assert sides == [list(split.train), list(split.valid)]
+        assert list(split.valid) == folds["folds"][number - 1]
+        check_split(*sides)
+        assert all(open_scene(item.scene).grid.shape == (96, 97) for item in data.scenes)
+    assert len(RunConfig.from_file(ready.path / "all.toml").data.scenes) == 4
+
+
+def test_training_takes_a_prepared_run_file(ready):
+    from satseg.pipeline import plan
+
+    small = ["train.steps=2", "train.chip=32", "train.batch=2", "model.width=4", "model.depth=1", "train.device=cpu"]
+    told = plan(config=RunConfig.from_file(ready.path / "fold1.toml", small)).to_text()
+    assert "6110_1_2: 96 x 97 pixels, no CRS; all of it held" in told
+    assert "Waterway" in told
+
+
+def test_classes_that_a_folds_training_tiles_lack_are_left_out_and_told(tmp_path):
+    root = build_contest(tmp_path / "c" if not (tmp_path / "c").mkdir() else tmp_path, ("6010_1_2", "6110_1_2"))
+    made = prepare(ContestFolder.open(root), tmp_path / "out", folds=2)
+    number = next(n for n, split in enumerate(made.splits, start=1) if split.valid == ("6010_1_2",))
+    assert "Waterway" in made.missing[number], "only the tile held has one"
+    text = (tmp_path / "out" / f"fold{number}.toml").read_text()
+    assert tomllib.loads(text)["data"]["classes"] == ["Buildings", "Trees"]
+    assert "# Not in the training tiles" in text
+
+
+def test_prepare_leaves_what_is_there_and_nothing_half_done(contest, ready, tmp_path):
+    folder = ContestFolder.open(contest)
+    with pytest.raises(OutputError) as caught:
+        prepare(folder, ready.path)
+    assert caught.value.code == "E-OUT-311"
+    with pytest.raises(OutputError):
+        prepare(folder, tmp_path / "nowhere" / "out", folds=2)
+    empty = build_contest(tmp_path / "e" if not (tmp_path / "e").mkdir() else tmp_path, IDS[:2])
+    for path in (empty / "sixteen_band").glob("*_M.tif"):
+        path.unlink()
+    with pytest.raises(InputError) as caught:
+        prepare(ContestFolder.open(empty), tmp_path / "out", folds=2)
+    assert caught.value.code == "E-IN-315"
+    made = prepare(ContestFolder.open(empty), tmp_path / "out", folds=2, products=("rgb", "P"))
+    assert open_scene(scene_files(made.path, IDS[0])[:2]).bands == ("rgb_red", "rgb_green", "rgb_blue", "pan")
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_the_truth_given_back_as_a_prediction_scores_one(run, contest, tmp_path):
+    out = run("dstl", "prepare", contest, "-o", tmp_path / "ready", "--folds", "2").done().out
+    assert "6 scenes, 4 with labels" in out
+    assert "fold2.toml validates on" in out
+    sample = tmp_path / "sample.csv"
+    sample.write_text(
+        "ImageId,ClassType,MultipolygonWKT\n"
+        + "".join(f"{i},{n},MULTIPOLYGON EMPTY\n" for i in ("6110_1_2", "6140_1_2") for n in range(1, 11))
+    )
+    predicted = tmp_path / "predicted"
+    predicted.mkdir()
+    for image_id in ("6110_1_2", "6140_1_2"):
+        (predicted / f"{image_id}.gpkg").write_bytes((tmp_path / "ready" / "labels" / f"{image_id}.gpkg").read_bytes())
+    submission = tmp_path / "submission.csv"
+    told = run(
+        "dstl", "submit", contest, predicted, "-o", submission, "--sample", sample, "--layer", tmp_path / "s.shp"
+    ).done()
+    assert "20 rows, 4 with polygons, of 2 predicted tiles" in told.out
+    assert len(read_features(tmp_path / "s.shp")) == 8
+    score = json.loads(
+        run("dstl", "score", submission, contest, "--ids", "6110_1_2,6140_1_2", "--json", "--strict").done().out
+    )
+    assert score["score"] == pytest.approx(0.2, abs=1e-4), "two classes of ten"
+    assert score["classes"][0]["jaccard"] > 0.9999
+    kind = run("dstl", "score", submission, contest, "--ids", "6110_1_2,6140_1_2", "--empty", "one").done().out
+    assert kind.splitlines()[-1].split()[-1] in ("1.0000", "0.9999")
+
+
+def test_the_samples_moved_tile_is_told_to_stay_empty(run, contest, tmp_path):
+    predicted = tmp_path / "predicted"
+    predicted.mkdir()
+    made = prepare(ContestFolder.open(contest), tmp_path / "ready", folds=2)
+    (predicted / "6070_2_3.gpkg").write_bytes((made.path / "labels" / "6070_2_3.gpkg").read_bytes())
+    out = run("dstl", "submit", contest, predicted, "-o", tmp_path / "s.csv").done().out
+    assert "left empty, as they moved to train: 6070_2_3" in out
+    assert "30 rows, 0 with polygons" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        ("dstl check nowhere", 3, "E-IN-312"),
+        ("dstl score s.csv t.csv", 3, "E-IN-301"),
+        ("dstl prepare {contest} -o out --products rgb,X", 2, "E-USE-000"),
+        ("dstl prepare {contest} -o out --folds 99", 2, "E-USE-303"),
+        ("dstl submit {contest} nowhere -o s.csv", 3, "E-IN-316"),
+        ("dstl submit {contest} {contest} -o s.csv --layer s.geojson", 3, "E-CRS-211"),
+    ],
+)
+def test_faults_end_with_their_status(run, contest, tmp_path, monkeypatch, line, status, code):
+    monkeypatch.chdir(tmp_path)
+    outcome = run(*line.format(contest=contest).split())
+    assert outcome.status == status
+    assert code in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_score_warns_of_rows_that_the_server_refuses(run, tmp_path):
+    head, tie = "ImageId,ClassType,MultipolygonWKT\n", '"POLYGON ((0 0, 2 2, 2 0, 0 2, 0 0))"'
+    rest = "".join(f"a,{n},MULTIPOLYGON EMPTY\n" for n in range(2, 11))
+    (tmp_path / "s.csv").write_text(f"{head}a,1,{tie}\n{rest}")
+    outcome = run("dstl", "score", tmp_path / "s.csv", tmp_path / "s.csv").done()
+    assert "1 rows are not valid" in outcome.err
+    assert "line 2" in outcome.err
+    strict = run("dstl", "score", tmp_path / "s.csv", tmp_path / "s.csv", "--strict")
+    assert strict.status == 3
+    assert "Self-intersection" in strict.err
