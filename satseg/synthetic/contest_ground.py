@@ -279,7 +279,7 @@ def _ponds(
     mean = pond_m2(recipe, site.tile.area)
     for _ in range(count):
         size = mean * float(rng.uniform(0.75, 1.25))
-        for _ in range(80):
+        for _ in range(300):
             part, outline = pond(rng, *site.spot(rng, tile=True), area=size, pool=country.pools > rng.random())
             if site.tile.contains(outline) and site.free(outline.buffer(1.5), site.solid, site.way):
                 site.mark(site.solid, outline.buffer(1.0))
