@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
-from satseg.cli.dstl_generate import command
+from satseg.cli.dstl import command
 from satseg.errors import OutputError, UsageError
 from satseg.synthetic.contest import SPOILT, generate_contest, make_tile
 from satseg.synthetic.contest_country import country_of, look_of
@@ -47,6 +47,8 @@ from satseg.synthetic.contest_roster import (
 from satseg.synthetic.layout import Layout, Patch, rectangle
 from satseg.synthetic.shortwave import CURVES, SWIR, SWIR_BANDS
 from satseg.synthetic.spectra import MATERIALS, mixed_reflectance
+from satseg.tasks.dstl.check import check_folder
+from satseg.tasks.dstl.folder import ContestFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SIZE = (165, 190)
@@ -265,6 +267,14 @@ def test_truth_of_scored_tiles_is_kept_aside(contest):
     assert "6070_3_4" not in (contest.folder / "train_wkt_v4.csv").read_text()
 
 
+def test_the_reader_of_the_original_finds_no_fault_with_it(contest):
+    report = check_folder(ContestFolder.open(contest.folder))
+    assert not report.faults
+    assert report.complete == len(NAMES)
+    assert (report.repaired, report.sample_rows) == (1, 4290)
+    assert report.twins == (("6110_1_2", "6140_1_2"),)
+
+
 def test_twins_show_the_same_ground_in_another_light(contest):
     found = labels(contest.folder / "train_wkt_v4.csv")
     whole = np.prod([abs(float(value)) for value in table(contest.folder / "grid_sizes.csv")[1][1:]])
@@ -347,7 +357,7 @@ def test_what_cannot_be_made_is_refused_before_work(tmp_path):
 
 
 def test_the_command_prints_the_areas(tmp_path):
-    arguments = ["-o", str(tmp_path / "dstl"), "--tiles", "6010_4_4", "--seed", "2"]
+    arguments = ["generate", "-o", str(tmp_path / "dstl"), "--tiles", "6010_4_4", "--seed", "2"]
     done = CliRunner().invoke(command, arguments, obj={"quiet": True})
     assert done.exit_code == 0, done.output
     assert "Vehicle Small" in done.output

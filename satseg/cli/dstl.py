@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from satseg.cli.common import json_option, output_option, overwrite_option, print_json, progress_bar, split
+from satseg.cli.dstl_generate import command as generate
 
 if TYPE_CHECKING:
     from satseg.scoring.report import EmptyRule
@@ -20,6 +21,9 @@ folder_argument = click.argument("folder", type=click.Path())
 @click.group("dstl")
 def command() -> None:
     """The DSTL contest (Kaggle, 2016): its folder, labels, folds, submission and score."""
+
+
+command.add_command(generate)
 
 
 @command.command("check")
