@@ -14,6 +14,7 @@ from satseg.run import RunConfig
 from satseg.tasks.dstl.check import check_folder
 from satseg.tasks.dstl.folder import ContestFolder
 from satseg.tasks.dstl.folds import check_split
+from satseg.tasks.dstl.labels import class_areas
 from satseg.tasks.dstl.prepare import prepare
 from satseg.vector.features import read_features
 from tests.contests import IDS, LABELLED, build_contest, write_tiff
@@ -145,6 +146,27 @@ def test_prepare_leaves_what_is_there_and_nothing_half_done(contest, ready, tmp_
     made = prepare(ContestFolder.open(empty), tmp_path / "out", folds=2, products=("rgb", "P"))
     assert open_scene(scene_files(made.path, IDS[0])[:2]).bands == ("rgb_red", "rgb_green", "rgb_blue", "pan")
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_a_generated_contest_is_read_whole(tmp_path):
+    from satseg.synthetic.contest import generate_contest
+
+    ids = ["6010_1_2", "6110_1_2", "6140_1_2"]
+    generate_contest(tmp_path / "c", seed=4, size=(170, 180), tiles=ids)
+    folder = ContestFolder.open(tmp_path / "c")
+    report = check_folder(folder)
+    assert (report.tiles, report.complete, report.sample_rows, report.faults) == (450, 3, 4290, ())
+    assert report.twins == (("6110_1_2", "6140_1_2"),)
+    assert report.repaired == len(report.invalid_rows) == 1, "one row is invalid, as in the original"
+    first, second = (folder.labels(form=form) for form in ("wkt", "geojson"))
+    for image_id in ids:
+        areas = class_areas(first[image_id])
+        assert class_areas(second[image_id]) == pytest.approx(areas, abs=1e-3 * areas.max()), "but for the bow-tie"
+    read = folder.tile(ids[0]).scene().read(bands=["rgb_red", "red"]).data.reshape(2, -1)
+    assert np.corrcoef(read)[0, 1] > 0.9, "the fifth band of M is red, whatever its tag says"
+    made = prepare(folder, tmp_path / "out", folds=2)
+    assert sorted(made.labelled) == ids
+    assert len(open_scene(scene_files(made.path, ids[0])).bands) == 20
 
 
 def test_the_truth_given_back_as_a_prediction_scores_one(run, contest, tmp_path):

@@ -78,7 +78,8 @@ def prepare(
     ``scenes/ID.tif``, ``ID_P.tif``, ...: links with side-cars, of every tile that has all `products`.
     ``labels/ID.gpkg``: class_id, class_name and polygons of each labelled tile. ``folds.json``: which tiles a fold
     holds. ``fold1.toml`` ...: run files that validate on one fold. ``all.toml``: a run file of all labelled tiles,
-    which holds blocks of them.
+    which holds blocks of them. A scene opened from the links lies on its finest file, which is the three-band one
+    unless the panchromatic one has a thousandth more pixels to a side (4 in the contest's tiles); metres stay metres.
 
     Parameters
     ----------
