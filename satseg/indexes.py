@@ -10,6 +10,7 @@ name alone (``swir1`` of WorldView-3 is at 1210 nm, that of Landsat at 1610).
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -71,6 +72,11 @@ class IndexItem(Document):
     unit: IndexUnit = Field(description='"any" where a factor on all bands cancels out, else "reflectance"')
     source: Text = Field(description="paper, standard or code that defines it")
 
+    def over(self, roles: Collection[str]) -> Formula:
+        """Return the formula over `roles`, constants put in; raises SpecError as `parse_formula`."""
+        constants = {constant.name: constant.value for constant in self.constants}
+        return parse_formula(self.formula, names=roles, constants=constants)
+
 
 class IndexSpec(Spec):
     """Indices by name, and the roles that their formulas are over."""
@@ -104,8 +110,7 @@ class IndexSpec(Spec):
 
     def formula_of(self, item: IndexItem) -> Formula:
         """Return the formula of `item`, one of this document's, its constants put in."""
-        constants = {constant.name: constant.value for constant in item.constants}
-        return parse_formula(item.formula, names=self.role_names, constants=constants)
+        return item.over(self.role_names)
 
     @property
     def role_names(self) -> tuple[str, ...]:

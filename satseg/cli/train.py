@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     help="Bands to use, by name or by number from 1 in the first scene.",
 )
 @click.option(
+    "--indices", callback=lambda *a: split(a[2]), metavar="A,B", help="Spectral indices as further bands, such as ndvi."
+)
+@click.option(
     "--from", "start", metavar="MODEL",
     help="Fine-tune this model: its weights, and its options where none are given.",
 )

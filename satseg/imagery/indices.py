@@ -93,11 +93,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class IndexInput:
-    """A role of a formula, the band that plays it, and what its values are."""
+    """A role of a formula, the band that plays it, and what its values are; `said`: by the caller's scale."""
 
     role: str
     band: str
     unit: Unit
+    said: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,10 @@ def settled(
             f"{item.name} needs {', '.join(absent)}, the scene has bands {tuple(by_name)}", code="E-BAND-301"
         )
     factor = scale.get if isinstance(scale, Mapping) else lambda _: scale
-    inputs = tuple(IndexInput(role, band, by_name[band].unit(factor(band))) for role, band in places.items())
+    inputs = tuple(
+        IndexInput(role, band, by_name[band].unit(factor(band)), factor(band) is not None)
+        for role, band in places.items()
+    )
     units = {one.unit.name for one in inputs}
     if len(units) > 1:
         said = ", ".join(f"{one.band} in {one.unit}" for one in inputs)

@@ -283,18 +283,21 @@ class Model:
         return self.card.stride
 
     def check_bands(self, bands: Sequence[str]) -> None:
-        """Raise when a scene with `bands` lacks one that the model needs.
+        """Raise when a scene with `bands` lacks one that the model needs, or computes an index from.
 
         Raises
         ------
         BandError
             With both lists.
         """
-        missing = tuple(name for name in self.bands if name not in bands)
+        computed = {index.item.name: index for index in self.card.indices if index.item.name not in bands}
+        inputs = [name for index in computed.values() for name in index.bands.values()]
+        needed = tuple(dict.fromkeys([name for name in self.bands if name not in computed] + inputs))
+        missing = tuple(name for name in needed if name not in bands)
         if missing:
             hint = f"sensor={self.card.sensor!r} (--sensor)" if self.card.sensor else "sensor= (--sensor) or bands="
             raise BandError(
-                f"scene has bands {tuple(bands)}, the model needs {self.bands}: {', '.join(missing)} missing",
+                f"scene has bands {tuple(bands)}, the model needs {needed}: {', '.join(missing)} missing",
                 hint=f"open it with {hint} so that its bands are named as the model's",
                 code="E-BAND-052",
             )

@@ -17,7 +17,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from satseg.crs import Bounds
+from satseg.errors import BandError
+from satseg.imagery.indices import Candidate, IndexBand, settled
 from satseg.imagery.normalization import Normalization
+from satseg.imagery.scene import Scene
+from satseg.indexes import IndexItem
 from satseg.specs import ClassItem
 
 FORMAT_VERSION = 1
@@ -60,6 +64,51 @@ class BandCard(_Part):
     center_nm: float | None = None
     low_nm: float | None = None
     high_nm: float | None = None
+
+
+class IndexCard(_Part):
+    """A spectral index among the bands: what it is computed from, so that it can be computed on other scenes.
+
+    `bands` are by role; `unit` is what their values were in, and `scale` the factors that the training was told;
+    `undefined` stands for 0/0, null: such a pixel is not valid.
+    """
+
+    item: IndexItem
+    bands: Annotated[dict[str, str], Field(min_length=1)]
+    unit: str
+    scale: dict[str, float] = {}
+    undefined: float | None = None
+
+    @model_validator(mode="after")
+    def _computable(self) -> IndexCard:
+        self.item.over(self.bands)
+        return self
+
+    @classmethod
+    def of(cls, band: IndexBand) -> IndexCard:
+        """What a scene's index is."""
+        said = {one.band: one.unit.scale for one in band.inputs if one.said}
+        bands = {one.role: one.band for one in band.inputs}
+        return cls(item=band.item, bands=bands, unit=band.unit, scale=said, undefined=band.undefined)
+
+    def on(self, scene: Scene) -> IndexBand:
+        """Return the index of the same bands of `scene`.
+
+        Raises
+        ------
+        BandError
+            As `satseg.imagery.indices.settled`; its values need reflectance, and are in another unit (E-BAND-306).
+        """
+        among = [Candidate.of(source) for source in scene.sources]
+        formula = self.item.over(self.bands)
+        found = settled(self.item, formula, self.bands, among, scale=self.scale, undefined=self.undefined)
+        if found.unit != self.unit and not formula.is_scale_free:
+            raise BandError(
+                f"the model learnt {found.name} of {self.unit}, and in {scene.name} it is of {found.unit}",
+                hint="bring the scene to that unit, or open it with the sensor that says its scale",
+                code="E-BAND-306",
+            )
+        return found
 
 
 class FileHash(_Part):
@@ -107,6 +156,8 @@ class ModelCard(_Part):
     architecture : Architecture
     bands : tuple of BandCard
         In the order of the network's input.
+    indices : tuple of IndexCard
+        Those of the bands that are computed from others.
     gsd_m : float or None
         Working resolution in metres; None: pixels as they come.
     normalization : Normalization
@@ -135,6 +186,7 @@ class ModelCard(_Part):
     format_version: Literal[1] = 1
     architecture: Architecture
     bands: Annotated[tuple[BandCard, ...], Field(min_length=1)]
+    indices: tuple[IndexCard, ...] = ()
     gsd_m: Annotated[float, Field(gt=0)] | None = None
     normalization: Normalization
     classes: Annotated[tuple[ClassItem, ...], Field(min_length=1)]
@@ -154,6 +206,9 @@ class ModelCard(_Part):
     def _parts_fit(self) -> ModelCard:
         if self.normalization.names != self.band_names:
             raise ValueError(f"normalization is of {self.normalization.names}, bands are {self.band_names}")
+        computed = [index.item.name for index in self.indices]
+        if not {*computed} <= {*self.band_names} or len({*computed}) != len(computed):
+            raise ValueError(f"indices {tuple(computed)} are not some of {self.band_names}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"classes repeat: {self.class_names}")
         if not {*self.separated} <= {*self.class_names} or len({*self.separated}) != len(self.separated):

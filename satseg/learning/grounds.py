@@ -26,6 +26,7 @@ from satseg.errors import BandError, CRSError, InputError, LabelError, UsageErro
 from satseg.grid import slices
 from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
+from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, Geometries, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
@@ -33,7 +34,7 @@ from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.chips import BLOCK_PX
 from satseg.learning.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
-from satseg.specs import ClassItem, class_spec
+from satseg.specs import ClassItem, class_spec, index_spec
 from satseg.vector.classes import classes_of
 from satseg.vector.features import read_features
 from satseg.vector.finish import Measure
@@ -99,7 +100,7 @@ def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
 
 def open_pair(scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, options: DataOptions) -> Pair:
     """Open one scene with its labels, read by the class field of `options`."""
-    opened = as_scene(scene, options)
+    opened = _with_indices(as_scene(scene, options), options)
     layer = labels if isinstance(labels, geopandas.GeoDataFrame) else read_features(labels, field=options.field)
     names = classes_of(layer, options.field if layer is labels else None, None, "labels")
     if options.classes and len(options.classes) == 1 and options.field is None and {*names} == {SINGLE_CLASS}:
@@ -107,6 +108,18 @@ def open_pair(scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, option
     known = np.array([name is not None for name in names], dtype=bool)
     layer = layer.assign(class_name=names)[known]
     return Pair(opened, layer, None if aoi is None else shapely.union_all(area_of_interest(aoi, opened)))
+
+
+def _with_indices(scene: Scene, options: DataOptions) -> Scene:
+    """`scene` with the indices of `options` that it has not got yet, their values looked at."""
+    there = {band.name for band in scene.indices}
+    names = [name for name in options.indices if name not in there]
+    spec = None if options.index_spec is None else index_spec(options.index_spec)
+    found = scene.with_indices(*names, spec=spec, bands=options.index_roles, scale=options.index_scale)
+    check_scene(scene, found.indices)
+    for band in found.indices:
+        log.info("%s: %s", scene.name, band.told())
+    return found
 
 
 def area_of_interest(path: PathLike, scene: Scene) -> Geometries:
@@ -152,6 +165,7 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
     everything = (*pairs, *valid_pairs)
     classes = _classes(pairs, config.data)
     bands = _common_bands(everything, config.data)
+    _one_unit(everything)
     names = tuple(item.name for item in classes)
     layers = [_layer(pair, names, config.data) for pair in everything]
     gsd = _working_gsd(everything, layers, config.data)
@@ -238,6 +252,7 @@ def _areas_m2(ground: Ground, k: int) -> NDArray[np.float64]:
 def _common_bands(pairs: Sequence[Pair], options: DataOptions) -> tuple[str, ...]:
     first = pairs[0].scene
     wanted = tuple(_by_number(name, first) for name in options.bands or first.bands)
+    wanted = tuple(dict.fromkeys((*wanted, *options.indices)))
     for pair in pairs:
         missing = [name for name in wanted if name not in pair.scene.bands]
         if missing:
@@ -247,6 +262,20 @@ def _common_bands(pairs: Sequence[Pair], options: DataOptions) -> tuple[str, ...
                 code="E-BAND-010",
             )
     return wanted
+
+
+def _one_unit(pairs: Sequence[Pair]) -> None:
+    """Raise BandError where an index that needs reflectance is in another unit in another scene."""
+    seen: dict[str, tuple[str, str]] = {}
+    for pair in pairs:
+        for band in pair.scene.indices:
+            unit, name = seen.setdefault(band.name, (band.unit, pair.scene.name))
+            if unit != band.unit and not band.formula.is_scale_free:
+                raise BandError(
+                    f"{band.name} is of {unit} in {name}, and of {band.unit} in {pair.scene.name}",
+                    hint="bring the scenes to one unit, or leave the index out",
+                    code="E-BAND-306",
+                )
 
 
 def _by_number(band: str, scene: Scene) -> str:

@@ -24,7 +24,7 @@ from satseg.raster import Raster
 
 
 def working_scene(model: Model, scene: Scene) -> Scene:
-    """`scene` with the model's bands, at its working resolution.
+    """`scene` with the model's bands, indices among them computed, at its working resolution.
 
     A scene whose GSD is within 5 % of the model's keeps its own grid, as does one without a CRS,
     whose pixel size is in unknown units.
@@ -32,10 +32,11 @@ def working_scene(model: Model, scene: Scene) -> Scene:
     Raises
     ------
     BandError
-        The scene lacks a band that the model needs.
+        The scene lacks a band that the model needs, or has it in another unit than an index needs.
     """
     model.check_bands(scene.bands)
-    chosen = scene.select(model.bands)
+    computed = [index.on(scene) for index in model.card.indices if index.item.name not in scene.bands]
+    chosen = scene.with_index_bands(computed).select(model.bands)
     wanted = model.card.gsd_m
     if wanted is None or scene.grid.crs is None or abs(scene.grid.gsd_m() / wanted - 1) <= 0.05:
         return chosen

@@ -21,7 +21,7 @@ from satseg.imagery.tiling import round_up
 from satseg.learning.architectures import architecture_of, library_versions, new_network
 from satseg.learning.augment import step_generator
 from satseg.learning.bundle import Model, current_versions, resolve_device
-from satseg.learning.card import BandCard, FileHash, ModelCard, Training, TrainingSource
+from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
 from satseg.learning.grounds import Prepared
 from satseg.learning.halo import TOLERANCE, measure_halo
 from satseg.learning.network import Network
@@ -97,6 +97,7 @@ def finished_model(
     card = ModelCard(
         architecture=architecture_of(network),
         bands=_band_cards(prepared.bands, run.data.sensor, scene),
+        indices=tuple(map(IndexCard.of, scene.indices)),
         gsd_m=prepared.gsd_m,
         normalization=prepared.normalization,
         classes=classes,

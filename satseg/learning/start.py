@@ -158,6 +158,7 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
     network = card.architecture.arguments
     content["model"] |= {name: v for name, v in network.items() if name in SECTIONS["model"].model_fields}
     content["data"]["bands"] = card.band_names
+    content["data"]["indices"] = tuple(index.item.name for index in card.indices)
     if card.gsd_m is not None:
         content["data"]["gsd"] = card.gsd_m
     return content
