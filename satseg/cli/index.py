@@ -57,6 +57,9 @@ def _scale(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> flo
 @click.option("--undefined", type=float, metavar="VALUE", help="Value of 0/0, in place of NaN.")
 @click.option("--bounds", type=float, nargs=4, metavar="LEFT BOTTOM RIGHT TOP", help="Only this part of the scene.")
 @click.option("--bounds-crs", metavar="CRS", help="CRS of --bounds; the scene's own when left out.")
+@click.option("--above", type=float, metavar="T", help="Write a mask in place of values: 1 where the index is >= T.")
+@click.option("--below", type=float, metavar="T", help="The same where it is <= T.")
+@click.option("--class", "class_name", default="feature", show_default=True, help="Name of the mask's band.")
 @click.option("--list", "listed", is_flag=True, help="Print all indices and stop.")
 @overwrite_option
 @click.pass_context
@@ -67,8 +70,8 @@ def command(
 
     Bands are found by wavelength. An index whose bands are in different units is refused, and so is one that
     needs reflectance where values are bare counts. SCENE is a file, or several as red.tif,nir.tif.
+    With --above or --below a mask is written, for `satseg polygonize`.
     """
-    from satseg.imagery.indexing import write_index
     from satseg.specs import index_spec
 
     own = options.pop("index_spec")
@@ -84,9 +87,33 @@ def command(
     bounds, bounds_crs = options.pop("bounds"), options.pop("bounds_crs")
     opened = _opened(scene, how)
     window = opened.grid.window_of(bounds, bounds_crs) if bounds else None
+    options |= {"spec": spec, "window": window}
+    click.echo(f"{output}: {_written(ctx, opened, output, names, options)}")
+
+
+def _written(
+    ctx: click.Context, scene: Scene, output: str, names: tuple[str, ...], options: dict[str, Any]
+) -> str:
+    """Write values or a mask, and return what."""
+    from satseg.imagery.index_rule import IndexClassifier
+    from satseg.imagery.indexing import write_index
+
+    levels = {side: options.pop(side) for side in ("above", "below")}
+    class_name = options.pop("class_name")
+    given = [side for side, level in levels.items() if level is not None]
+    if not given:
+        with progress_bar(ctx) as progress:
+            write_index(scene, output, *names, progress=progress, **options)
+        return ", ".join(names)
+    if len(given) > 1 or len(names) > 1 or options.pop("undefined") is not None:
+        raise click.UsageError("a mask is of one NAME, by --above or --below, and without --undefined")
+    rule = IndexClassifier(
+        names[0], levels[given[0]], "above" if given == ["above"] else "below", class_name, None, options.pop("spec"),
+        options.pop("bands"), options.pop("scale"),
+    )  # fmt: skip
     with progress_bar(ctx) as progress:
-        write_index(opened, output, *names, spec=spec, window=window, progress=progress, **options)
-    click.echo(f"{output}: {', '.join(names)}")
+        count = rule.write(scene, output, progress=progress, **options)
+    return f"{count} pixels of {rule}"
 
 
 def _opened(text: str, how: dict[str, Any]) -> Scene:
