@@ -154,6 +154,17 @@ class Grid:
         x, y = np.asarray(xs, dtype=np.float64) - t.c, np.asarray(ys, dtype=np.float64) - t.f
         return (t.a * y - t.d * x) / t.determinant, (t.e * x - t.b * y) / t.determinant
 
+    def step_m(self, *, rows: float, cols: float) -> tuple[float, float] | tuple[None, None]:
+        """Return metres east and north of a step of `rows`, `cols` from the grid's middle; None without a CRS.
+
+        Along the axes of a metric CRS: `metric_crs` of this grid.
+        """
+        if self.crs is None:
+            return None, None
+        xs, ys = self.xy(rows=self.height / 2 + np.array([0, rows]), cols=self.width / 2 + np.array([0, cols]))
+        xs, ys = transform_points(self.crs, metric_crs(self.crs, self.bounds), xs, ys)
+        return float(xs[1] - xs[0]), float(ys[1] - ys[0])
+
     def crop(self, window: Window) -> Grid:
         """Return the grid of `window`, which may overhang this one."""
         t = self.transform

@@ -10,8 +10,8 @@ import pytest
 import shapely
 from affine import Affine
 
+from satseg.imagery.label_shift import measure_shift
 from satseg.imagery.labels import LabelLayer
-from satseg.imagery.registration import measure_shift
 from satseg.imagery.scene import open_scene
 from satseg.imagery.suspicions import suspicions
 from satseg.synthetic.scene import make_scene, write_scene

@@ -19,8 +19,8 @@ from rasterio.windows import Window
 
 from satseg.errors import LabelError
 from satseg.grid import Grid
+from satseg.imagery.label_shift import LEAST_WINDOWS, WINDOWS, Shift, measure_shift
 from satseg.imagery.labels import Geometries, LabelLayer
-from satseg.imagery.registration import LEAST_WINDOWS, WINDOWS, Shift, measure_shift
 from satseg.imagery.scene import Scene
 
 BLOCK_PX = 256

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.crs import metric_crs, transform_points
 from satseg.grid import Grid
+from satseg.imagery.edges import SMOOTH, edge_normals, image_edges
 from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.scene import Scene, SceneReader
 
@@ -47,7 +46,6 @@ MOST_KEPT = 0.6
 """Above it the outlines fit as they lie, and what fits better still is most often the border of a shadow."""
 ENOUGH_POINTS = 5000
 """Features of a class that windows are chosen among."""
-_SMOOTH = np.array([1.0, 4.0, 6.0, 4.0, 1.0], np.float32) / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +175,13 @@ def _edges_by_shift(
     ndarray (2 reach + 1, 2 reach + 1) or None
         By rows and columns moved, zero in the middle. None where there are no outlines or no edges.
     """
-    margin = reach + len(_SMOOTH)
+    margin = reach + len(SMOOTH)
     around = Window(
         place.col_off - margin, place.row_off - margin, place.width + 2 * margin, place.height + 2 * margin
     )
     raster = reader.read(around)
-    edges = _image_edges(raster.data, raster.valid)
-    outline = _normals(labels.planes(raster.grid)[0].astype(np.float64))
+    edges = image_edges(raster.data, raster.valid)
+    outline = edge_normals(labels.planes(raster.grid)[0].astype(np.float64))
     kept = np.zeros(raster.grid.shape, bool)
     kept[margin:-margin, margin:-margin] = True
     outline *= kept & raster.valid
@@ -191,55 +189,6 @@ def _edges_by_shift(
     if edges is None or weight <= 0:
         return None
     return _correlate(edges, outline, reach) / weight
-
-
-def _image_edges(data: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.complex128] | None:
-    """Edges of all bands as complex numbers: strength, and twice the angle of the normal; 0 where not valid."""
-    inner = _shrunk(valid, len(_SMOOTH) // 2 + 1)
-    if inner.sum() < valid.size // 4:
-        return None
-    total = np.zeros(valid.shape, np.complex128)
-    for band in data:
-        values = np.where(valid, np.nan_to_num(band.astype(np.float64), posinf=0, neginf=0), 0.0)
-        normals = _normals(values) * inner
-        limit = float(np.quantile(np.abs(normals[inner]), 0.95))
-        if limit > 0:  # a few glaring roofs would drown all others
-            total += normals / np.maximum(np.abs(normals), limit)
-    spread = float(np.abs(total[inner]).std())
-    return total / spread if spread > 0 else None
-
-
-def _normals(plane: NDArray[np.float64]) -> NDArray[np.complex128]:
-    """Gradient of the smoothed plane, its angle doubled, so that both sides of an edge are alike."""
-    soft = _along(_along(plane, 0), 1)
-    down, right = np.gradient(soft)
-    gradient = right + 1j * down
-    strength = np.abs(gradient)
-    doubled: NDArray[np.complex128] = gradient * gradient / np.maximum(strength, np.finfo(np.float32).tiny)
-    return doubled
-
-
-def _along(plane: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """`plane` smoothed along `axis` by a binomial window, as if its border went on for ever."""
-    half = len(_SMOOTH) // 2
-    padded = np.pad(plane, [(half, half) if own == axis else (0, 0) for own in (0, 1)], mode="edge")
-    size = plane.shape[axis]
-    parts = [_cut(padded, k, size, axis) * share for k, share in enumerate(_SMOOTH)]
-    return np.asarray(sum(parts), np.float32)
-
-
-def _cut(plane: NDArray[Any], start: int, size: int, axis: int) -> NDArray[Any]:
-    return plane[start : start + size] if axis == 0 else plane[:, start : start + size]
-
-
-def _shrunk(mask: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:
-    """`mask` without what lies within `margin` pixels of its outside."""
-    inner = mask.copy()
-    for axis in (0, 1):
-        padded = np.pad(inner, [(margin, margin) if own == axis else (0, 0) for own in (0, 1)], mode="edge")
-        parts = [_cut(padded, k, mask.shape[axis], axis) for k in range(2 * margin + 1)]
-        inner = np.logical_and.reduce(parts)
-    return inner
 
 
 def _correlate(
@@ -264,7 +213,7 @@ def _judge(maps: NDArray[np.float64], grid: Grid, reach: int) -> Shift:
     gains = maps[:, round(row), round(col)] - maps[:, reach, reach]
     error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
     down, right = reach - row, reach - col  # labels belong at the peak, so that they lie the other way of it
-    east, north = _on_ground(grid, rows=down, cols=right)
+    east, north = grid.step_m(rows=down, cols=right)
     chance, here, best = float(np.median(mean)), float(mean[reach, reach]), float(mean[round(row), round(col)])
     return Shift(
         rows=down,
@@ -292,13 +241,3 @@ def _vertex(line: NDArray[np.float64], at: int) -> float:
     before, here, after = line[at - 1 : at + 2]
     curve = before - 2 * here + after
     return float(0.5 * (before - after) / curve) if curve < 0 else 0.0
-
-
-def _on_ground(grid: Grid, *, rows: float, cols: float) -> tuple[float | None, float | None]:
-    """Metres east and north of a step of `rows`, `cols` from the grid's middle; None without a CRS."""
-    if grid.crs is None:
-        return None, None
-    middle = np.array([grid.height / 2, grid.width / 2])
-    xs, ys = grid.xy(rows=[middle[0], middle[0] + rows], cols=[middle[1], middle[1] + cols])
-    xs, ys = transform_points(grid.crs, metric_crs(grid.crs, grid.bounds), xs, ys)
-    return float(xs[1] - xs[0]), float(ys[1] - ys[0])
