@@ -152,7 +152,7 @@ def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = s
         resolution where the two differ by more than 5 %. `options` are those of `DetectOptions`.
     """
     chosen, loaded = DetectOptions.of(options), _as_model(model)
-    work = working_scene(loaded, _as_scene(scene))
+    work = working_scene(loaded, _as_scene(scene, loaded))
     ready = Detection.prepare(loaded, work, chosen, Wanted(scores="float32"))
     with closing(ready.bands(progress)) as bands:
         return gather(bands, work.grid, ready.plan.window, loaded.classes)
@@ -255,7 +255,7 @@ def _prepared(
 ) -> Detection:
     """Check everything that can be wrong and choose how to work."""
     loaded = _as_model(model)
-    work = working_scene(loaded, _as_scene(scene))
+    work = working_scene(loaded, _as_scene(scene, loaded))
     if targets.features is not None:
         check_target(targets.features, crs=work.grid.crs, overwrite=overwrite)
     for path in (targets.mask, targets.scores, targets.entropy):
@@ -296,8 +296,9 @@ def _run(
     return products
 
 
-def _as_scene(scene: SceneLike) -> Scene:
-    return scene if isinstance(scene, Scene) else open_scene(scene)
+def _as_scene(scene: SceneLike, model: Model) -> Scene:
+    """`scene`, opened when it is not open yet, and registered when those that `model` learnt from were."""
+    return scene if isinstance(scene, Scene) else open_scene(scene, register=model.card.registers)
 
 
 def _as_model(model: Model | PathLike) -> Model:

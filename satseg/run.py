@@ -56,6 +56,7 @@ class DataOptions(BaseModel):
     unlabelled: Literal["background", "ignore"] = "background"
     separate: bool = Field(True, description="learn compact objects apart, so that those that touch are found apart")
     src_crs: str | None = Field(None, description="CRS of scenes that state none")
+    registered: bool = Field(False, description="lay products of a scene over the finest; detect does so too")
 
 
 class ModelOptions(BaseModel):

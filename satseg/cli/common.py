@@ -32,10 +32,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def opening_options(command: Command) -> Command:
-    """Add the options that say how scenes are opened: --sensor, --src-crs, --allow-driver."""
+    """Add the options that say how scenes are opened: --sensor, --src-crs, --allow-driver, --register."""
     command = click.option(
         "--allow-driver", multiple=True, metavar="NAME",
         help="GDAL driver that may open scenes too, such as VRT; what it reads is then up to the file.",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--register/--no-register", default=None,
+        help="Lay the products of a scene in several files over the finest one; a warning says where that fails.",
     )(command)  # fmt: skip
     command = src_crs_option(command)
     return click.option(
@@ -48,7 +52,8 @@ def opening(options: dict[str, Any]) -> dict[str, Any]:
     from satseg.imagery.drivers import DEFAULT_DRIVERS
 
     drivers = (*DEFAULT_DRIVERS, *options.pop("allow_driver"))
-    return {"sensor": options.pop("sensor"), "src_crs": options.pop("src_crs"), "drivers": drivers}
+    named = {name: options.pop(name) for name in ("sensor", "src_crs", "register")}
+    return {**named, "register": bool(named["register"]), "drivers": drivers}
 
 
 def split(text: str | None) -> tuple[str, ...] | None:

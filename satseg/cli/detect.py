@@ -106,6 +106,7 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
     if bool(files) == bool(scenes):
         raise click.UsageError("give SCENE..., or one scene with --scene-files")
     sources: list[str | list[str]] = [list(files)] if files else _sources(scenes)
+    register = options["register"]
     how, devices = opening(options), split(options.pop("device")) or ("auto",)
     several = len(sources) > 1 or os.path.isdir(target) or any(map(os.path.isdir, scenes))
     if several:
@@ -114,6 +115,7 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
     from satseg.learning.bundle import load_model
 
     loaded = load_model(model, device=devices[0])
+    how["register"] = loaded.card.registers if register is None else register
     if several:
         _detect_each(ctx, loaded, _all_opened(sources, how), lambda name: target / f"{name}{suffix}", options)
     else:

@@ -1,4 +1,4 @@
-"""`satseg info`: what scenes are, read from their headers alone."""
+"""`satseg info`: what scenes are, read from their headers alone, but for what --register looks at."""
 
 from __future__ import annotations
 
@@ -49,12 +49,17 @@ def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict
 
 
 def _page(facts: dict[str, Any]) -> str:
-    plain = {key: value for key, value in facts.items() if key not in {"name", "bands", "warnings"}}
+    plain = {key: value for key, value in facts.items() if key not in {"name", "bands", "registrations", "warnings"}}
     lines = [facts["name"], *(f"  {key:<10} {_shown(value)}" for key, value in plain.items())]
     lines += ["  bands"] if "bands" in facts else []
     for band in facts.get("bands", ()):
         parts = [f"{key} {_shown(value)}" for key, value in band.items() if key != "name" and value is not None]
         lines.append(f"    {band['name']:<10} " + ", ".join(parts))
+    lines += [
+        f"  registered: {', '.join(found['paths'])}: {found['reason']}"
+        for found in facts.get("registrations", ())
+        if found["accepted"]
+    ]
     lines += [f"  warning: {text}" for text in facts.get("warnings", ())]
     return "\n".join(lines)
 

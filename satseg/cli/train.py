@@ -88,6 +88,7 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     given["scenes"] = _labelled(given.pop("data")) or None
     given["valid_scenes"] = _labelled(given.pop("valid_data")) or None
     given["start"] = given["start"] and placed(given["start"])
+    given["registered"] = given.pop("register")
     given["allow_driver"] = given["allow_driver"] or None
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,8 +29,9 @@ from satseg.imagery.indices import Candidate, IndexBand, Scale, index_bands
 from satseg.imagery.mapping import meets
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.reading import scene_dtype
+from satseg.imagery.registration import Registration, registered
 from satseg.imagery.resampling import METHODS
-from satseg.imagery.sources import BandSource, Dataset, SourceFile, check_places, inspect
+from satseg.imagery.sources import BandSource, Dataset, SourceFile, check_places, common_stem, inspect
 from satseg.imagery.summary import scene_html, scene_info
 from satseg.raster import Raster
 from satseg.specs import IndexSpec, SensorSpec, sensor_spec
@@ -44,6 +42,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 SAME_GSD = 1e-3
 """Files whose pixel sizes differ by less than this share are equally fine: the first of them leads."""
+REGISTERING = ("translation", "euclidean")
 _QUIET = threading.Lock()
 
 
@@ -56,8 +55,9 @@ def open_scene(
     src_crs: CRSLike | None = None,
     resampling: str = "auto",
     drivers: Sequence[str] = DEFAULT_DRIVERS,
+    register: bool | str = False,
 ) -> Scene:
-    """Return the scene in one file or many, on the grid of the finest file; reads no pixels.
+    """Return the scene in one file or many, on the grid of the finest file; reads no pixels, but to register.
 
     Parameters
     ----------
@@ -75,6 +75,9 @@ def open_scene(
         For bands whose pixels are not the grid's (see `satseg.imagery.resampling`).
     drivers : sequence of str
         GDAL drivers that may open the files.
+    register : bool or {"translation", "euclidean"}
+        Lay products of several grids over the finest, by a shift each, or by a shift and a turn (see
+        `satseg.imagery.registration`); what was found is in `registrations`, and in `warnings` where it failed.
 
     Raises
     ------
@@ -85,21 +88,26 @@ def open_scene(
     BandError
         Band names repeat or do not fit the files.
     UsageError
-        No paths, or an unknown resampling method.
+        No paths, or an unknown resampling method or kind of registration.
     """
     names = [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not names:
         raise UsageError("a scene needs at least one file")
     if resampling not in METHODS:
         raise UsageError(f"resampling {resampling!r} is none of {METHODS}")
+    if register not in (False, True, *REGISTERING):
+        raise UsageError(f"register {register!r} is none of {REGISTERING}, True and False", code="E-USE-079")
     spec = sensor_spec(sensor) if isinstance(sensor, str | os.PathLike) else sensor
     files = [_inspect(name, src_crs, drivers) for name in names]
     check_places(files)
     naming = name_bands(files, bands=bands, sensor=spec, resampling=resampling)
     grid = _finest([source.file for source in naming.bands])
     said = (*(text for file in files for text in file.warnings), *naming.warnings)
-    scene = Scene(_title(names), grid, naming.bands, naming.sensor, naming.how, said)
+    scene = Scene(common_stem(names), grid, naming.bands, naming.sensor, naming.how, said)
     scene.check_ground()
+    if register and len(scene.paths) > 1:
+        scene = registered(scene, turning=register == REGISTERING[1])
+        scene.check_ground()
     return scene if gsd is None else scene.at_gsd(gsd)
 
 
@@ -125,6 +133,8 @@ class Scene:
         Bands computed from the sources; see `with_indices`.
     shown : tuple of str
         Names of the bands in order, where they are not just the sources.
+    registrations : tuple of Registration
+        How products other than the finest lay before they were registered.
     """
 
     name: str
@@ -135,6 +145,7 @@ class Scene:
     warnings: tuple[str, ...] = ()
     indices: tuple[IndexBand, ...] = ()
     shown: tuple[str, ...] = ()
+    registrations: tuple[Registration, ...] = ()
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -382,13 +393,3 @@ def _apart(file: SourceFile, grid: Grid) -> GridError | CRSError:
     if same_crs(file.grid.crs, grid.crs):
         return GridError(message, hint="give files of one place", code="E-GRID-103")
     return CRSError(message, hint="check the files' CRS", code="E-CRS-103")
-
-
-def _title(paths: Sequence[str]) -> str:
-    """Return the stem of one file; of several the words their stems begin with, if there are some."""
-    stems = [PurePath(path).stem for path in paths]
-    if len(stems) == 1:
-        return stems[0]
-    words = zip(*(re.split(r"([_\-., ]+)", stem) for stem in stems), strict=False)
-    common = "".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, words))
-    return common.rstrip("_-., ") or stems[0]

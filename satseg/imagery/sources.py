@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import PurePath
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -232,6 +234,16 @@ def check_places(files: Sequence[SourceFile]) -> None:
                 hint="georeference them, or give files of one size",
                 code="E-GRID-102",
             )
+
+
+def common_stem(paths: Sequence[str]) -> str:
+    """Return the stem of one file; of several the words their stems begin with, if there are some."""
+    stems = [PurePath(path).stem for path in paths]
+    if len(stems) == 1:
+        return stems[0]
+    words = zip(*(re.split(r"([_\-., ]+)", stem) for stem in stems), strict=False)
+    common = "".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, words))
+    return common.rstrip("_-., ") or stems[0]
 
 
 def _descriptions(dataset: Dataset, warnings: list[str]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ MAX_PREVIEW_PX = 2**24
 
 
 def scene_info(scene: Scene) -> dict[str, Any]:
-    """Return grid, bands, files, sensor, naming and warnings of `scene`, as JSON-able values."""
+    """Return grid, bands, files, sensor, naming, registrations and warnings of `scene`, as JSON-able values."""
     return {
         "name": scene.name,
         "grid": _grid_info(scene.grid),
@@ -38,6 +38,7 @@ def scene_info(scene: Scene) -> dict[str, Any]:
         "sensor": scene.sensor,
         "naming": scene.naming,
         "bands": _bands(scene),
+        "registrations": [found.to_dict() for found in scene.registrations],
         "warnings": list(scene.warnings),
     }
 
@@ -119,7 +120,8 @@ def scene_html(scene: Scene) -> str:
     rows = [[band[head] for head in heads] for band in bands]
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
-    said = "".join(f"<li>{html.escape(text)}</li>" for text in scene.warnings)
+    known = [*scene.warnings, *(str(found) for found in scene.registrations if found.accepted)]
+    said = "".join(f"<li>{html.escape(text)}</li>" for text in known)
     title = f"<b>Scene</b> {html.escape(scene.name)}, {len(scene.bands)} x {scene.dtype}"
     return (
         f"<div>{title}{scene.grid._repr_html_()}<table><tr>{head}</tr>{body}</table>"

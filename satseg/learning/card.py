@@ -229,6 +229,12 @@ class ModelCard(_Part):
         """Classes in the order of the network's output."""
         return tuple(item.name for item in self.classes)
 
+    @property
+    def registers(self) -> bool:
+        """Whether the products of the scenes learnt from were laid over each other, as those to detect in should be."""
+        data = self.training.options.get("data")
+        return isinstance(data, dict) and data.get("registered") is True
+
     def to_json(self) -> str:
         """Return the card in its one canonical form, its own checksum inside."""
         document: dict[str, Any] = self.model_dump(mode="json")

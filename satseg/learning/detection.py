@@ -279,6 +279,8 @@ class Detection:
             "bands": list(self.scene.bands),
             "grid": {"size": [grid.height, grid.width], "transform": list(grid.transform[:6]),
                      "crs": None if grid.crs is None else describe(grid.crs)},
+            "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
+                           for one in self.scene.registrations if one.is_moved],
             "area": [place.row_off, place.col_off, place.height, place.width],
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
             "thresholds": {

@@ -92,7 +92,9 @@ def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
     if isinstance(scene, Scene):
         return scene
     drivers = (*DEFAULT_DRIVERS, *options.allow_driver)
-    opened = open_scene(scene, sensor=options.sensor, src_crs=options.src_crs, drivers=drivers)
+    opened = open_scene(
+        scene, sensor=options.sensor, src_crs=options.src_crs, drivers=drivers, register=options.registered
+    )
     for text in opened.warnings:
         log.warning("%s", text)
     return opened

@@ -35,6 +35,8 @@ def told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
     for role, group in (("data", pairs), ("valid-data", valid_pairs)):
         for pair in group:
             files = ", ".join(map(os.path.realpath, pair.scene.paths))
+            moved = [one for one in pair.scene.registrations if one.is_moved]
+            files += "".join(f", moved {-one.rows} rows {-one.cols} columns {-one.turn_deg} degrees" for one in moved)
             counts = pair.labels["class_name"].value_counts().sort_index()
             lines.append(f"# {role}: {files}; " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     return "\n".join([*lines, ""])

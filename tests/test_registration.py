@@ -1,0 +1,269 @@
+"""Registration: planted shifts come back to a tenth of a pixel, and what cannot be registered stays and says so."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.windows import Window
+
+from satseg.errors import UsageError
+from satseg.grid import Grid
+from satseg.imagery.alignment import Motion
+from satseg.imagery.scene import open_scene
+from tests.factories import ORIGIN, UTM, noise, north_up, rotated, write_tiff
+
+SHIFT = (2.30, -1.70)
+SIDES = (430, 490)
+"""Height and width of the ground in fine pixels of a metre, where nothing else is said."""
+
+
+def ground(height, width, seed=0):
+    """A smooth land of fields, roads and roofs in three bands of different response, one value per fine pixel."""
+    rng = np.random.default_rng(seed)
+    planes = np.full((3, height, width), 300.0) + np.add.outer(np.arange(height), np.arange(width)) / 10
+    for _ in range(height * width // 2500):  # fields
+        r, c, h, w = rng.integers((0, 0, 20, 20), (height, width, 90, 90))
+        planes[:, r : r + h, c : c + w] = rng.integers(250, 900, 3)[:, None, None]
+    for at in rng.integers(0, width, width // 100):
+        planes[:, :, at : at + 6] = 420
+    for at in rng.integers(0, height, height // 100):
+        planes[:, at : at + 7] = 430
+    for _ in range(height * width // 400):  # roofs and crowns
+        r, c, h, w = rng.integers((0, 0, 4, 4), (height, width, 16, 16))
+        planes[:, r : r + h, c : c + w] = rng.integers(150, 1500, 3)[:, None, None]
+    return planes
+
+
+def seen(planes, size, top, left, height, width):
+    """Means of `planes` (C, H, W) over pixels of `size` fine ones, the first at `top`, `left`: what a sensor sees."""
+    total = np.pad(planes.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+
+    def at(values, edges, axis):
+        low = np.floor(edges).astype(int)
+        part = (edges - low).reshape((-1, 1) if axis == 1 else (-1,))
+        return values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
+
+    rows, cols = (start + size * np.arange(n + 1) for start, n in ((top, height), (left, width)))
+    return np.diff(np.diff(at(at(total, rows, 1), cols, 2), axis=1), axis=2) / size**2
+
+
+def pair(folder, *, ratio=1.0, shift=SHIFT, sides=SIDES, change=lambda data: data, place=None, **how):
+    """Two files of one ground: the first as it is, the second lying `shift` of its own pixels down and right."""
+    edge = int(12 * ratio) + 8
+    planes = ground(sides[0] + 2 * edge, sides[1] + 2 * edge)
+    place = place or north_up(1.0)
+    one = seen(planes, 1.0, edge, edge, *sides).round().astype("uint16")
+    starts = [edge - step * ratio for step in shift]
+    other = change(seen(planes, ratio, *starts, *(int(side / ratio) for side in sides)))
+    grow = Affine.scale(ratio)
+    files = [folder / "fine.tif", folder / "coarse.tif"]
+    write_tiff(files[0], one, transform=place, **how)
+    dtype = other.dtype if other.dtype.kind == "u" else "uint16"
+    write_tiff(files[1], other.round().astype(dtype), transform=Affine(*(place @ grow)[:6]), **how)
+    return files
+
+
+def only(scene):
+    (found,) = scene.registrations
+    return found
+
+
+def is_left(scene, paths, word):
+    """Whether the second file stays where it is, and a warning with `word` says so."""
+    found, plain = only(scene), open_scene(paths)
+    return (
+        not found.accepted and not found.is_moved and word in found.reason
+        and [source.grid for source in scene.sources] == [source.grid for source in plain.sources]
+        and any(word in text and "not registered" in text for text in scene.warnings)
+    )  # fmt: skip
+
+
+def noisy(data):
+    return data + np.random.default_rng(5).normal(0, 40, data.shape)
+
+
+def with_hole(data):
+    data = data.copy()
+    data[:, : data.shape[1] // 3, : data.shape[2] // 2] = 0
+    return data
+
+
+CHANGES = {
+    "the same response": lambda data: data,
+    "inverted": lambda data: 1700 - data,
+    "one band of another response": lambda data: 1700 - data[:1] ** 0.7,
+    "14 bit against 11": lambda data: data * 8,
+    "one byte": lambda data: np.clip(data / 6, 1, 255).astype("uint8"),
+    "noise": noisy,
+    "nodata": with_hole,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_planted_shift_is_recovered_within_a_tenth_of_a_pixel(tmp_path, change):
+    found = only(open_scene(pair(tmp_path, change=CHANGES[change], nodata=0), register=True))
+    assert found.accepted
+    assert (found.rows, found.cols) == pytest.approx(SHIFT, abs=0.1)
+    assert (found.scene_rows, found.scene_cols) == pytest.approx((found.rows, found.cols))
+    assert (found.east_m, found.north_m) == pytest.approx((found.cols, -found.rows), rel=0.01)
+    assert 0 <= found.error < 0.1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sides", "change"),
+    [(4.0, (830, 960), "inverted"), (4.13, (830, 960), "the same response"), (24.2, (1800, 2100), "inverted")],
+)
+def test_pixels_many_times_as_coarse_are_laid_right_to_a_tenth_of_theirs(tmp_path, ratio, sides, change):
+    found = only(open_scene(pair(tmp_path, ratio=ratio, sides=sides, change=CHANGES[change]), register=True))
+    assert found.accepted
+    assert (found.rows, found.cols) == pytest.approx(SHIFT, abs=0.1)
+    assert found.scene_rows == pytest.approx(found.rows * ratio)
+
+
+@pytest.mark.parametrize(("place", "crs"), [(rotated(25, 1.0), UTM), (north_up(1.0), None)])
+def test_grids_may_be_turned_and_without_crs(tmp_path, place, crs):
+    found = only(open_scene(pair(tmp_path, ratio=2.0, place=place, crs=crs), register=True))
+    assert (found.rows, found.cols) == pytest.approx(SHIFT, abs=0.1)
+    assert (found.east_m is None) == (crs is None)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.floats(-6, 6), st.floats(-6, 6), st.integers(350, 420), st.integers(350, 420))
+def test_any_shift_within_reach_is_recovered(tmp_path_factory, rows, cols, height, width):
+    paths = pair(tmp_path_factory.mktemp("any"), ratio=1.5, shift=(rows, cols), sides=(height, width))
+    found = only(open_scene(paths, register=True))
+    assert (found.rows, found.cols) == pytest.approx((rows, cols), abs=0.1)
+
+
+def test_a_registered_scene_is_read_as_if_it_had_always_lain_so(tmp_path):
+    paths = pair(tmp_path, ratio=3.3, sides=(330, 390))
+    scene = open_scene(paths, register=True)
+    whole = scene.read()
+    for window in (Window(0, 0, 70, 40), Window(131, 57, 93, 111), Window(360, 300, 60, 60)):
+        part = scene.reader().read(window)
+        inner = part.data[:, : max(0, 330 - window.row_off), : max(0, 390 - window.col_off)]
+        rows, cols = (slice(window.row_off, window.row_off + inner.shape[1]),
+                      slice(window.col_off, window.col_off + inner.shape[2]))  # fmt: skip
+        assert np.array_equal(whole.data[:, rows, cols], inner)
+    assert scene.grid == open_scene(paths).grid
+    again = pickle.loads(pickle.dumps(scene))
+    assert again == scene
+    assert np.array_equal(again.read().data, whole.data)
+    assert scene.info()["registrations"][0]["rows"] == only(scene).rows
+    assert "px of its own off" in scene._repr_html_()
+    assert open_scene(paths, register=True) == scene
+
+
+def test_registering_again_what_lies_right_finds_nothing(tmp_path):
+    paths = pair(tmp_path, ratio=3.3)
+    grid = open_scene(paths, register=True).sources[-1].grid
+    with rasterio.open(paths[1], "r+") as file:
+        file.transform = grid.transform
+    found = only(open_scene(paths, register=True))
+    assert np.hypot(found.rows, found.cols) < 0.02
+
+
+def test_files_of_one_grid_that_lie_right_keep_their_pixels(tmp_path):
+    paths = pair(tmp_path, shift=(0.0, 0.0))
+    scene = open_scene(paths, register=True)
+    assert only(scene).accepted
+    assert not only(scene).is_moved
+    assert scene.dtype == np.uint16
+
+
+def test_files_of_one_grid_move_together(tmp_path):
+    fine, coarse = pair(tmp_path, ratio=2.0)
+    with rasterio.open(coarse) as file:
+        data, place = file.read(), file.transform
+    parts = [write_tiff(tmp_path / f"c{k}.tif", data[k], transform=place) for k in range(3)]
+    scene = open_scene([fine, *parts], register=True)
+    assert len(only(scene).paths) == 3
+    assert len({source.grid for source in scene.sources[3:]}) == 1
+    assert (only(scene).rows, only(scene).cols) == pytest.approx(SHIFT, abs=0.1)
+
+
+@pytest.mark.parametrize("turn", [0.4, -0.2])
+def test_a_turn_is_found_where_it_is_looked_for(tmp_path, turn):
+    paths = pair(tmp_path, ratio=2.0, sides=(700, 800), shift=(0.0, 0.0))
+    with rasterio.open(paths[1], "r+") as file:
+        grid = Grid(file.height, file.width, file.transform, file.crs)
+        file.transform = Motion(-SHIFT[0], -SHIFT[1], np.radians(-turn)).undone(grid).transform
+    found = only(open_scene(paths, register="euclidean"))
+    assert found.turn_deg == pytest.approx(turn, abs=0.02)
+    assert (found.rows, found.cols) == pytest.approx(SHIFT, abs=0.1)
+
+
+@given(st.floats(-9, 9), st.floats(-9, 9), st.floats(-0.3, 0.3), st.floats(0.2, 40), st.floats(-180, 180))
+def test_undoing_a_motion_changes_no_length_and_no_angle(rows, cols, turn, gsd, angle):
+    grid = Grid(31, 77, rotated(angle, gsd), None)
+    a, b = grid.transform, Motion(rows, cols, turn).undone(grid).transform
+    old, new = (np.array([[t.a, t.b], [t.d, t.e]]) for t in (a, b))
+    assert new.T @ new == pytest.approx(old.T @ old, rel=1e-9, abs=1e-9 * gsd**2)
+
+
+def flat(data):
+    return np.full_like(data, 500)
+
+
+def strange(data):
+    return ground(*data.shape[1:], seed=9)
+
+
+def empty(data):
+    return np.zeros_like(data)
+
+
+@pytest.mark.parametrize(("change", "word"), [(flat, "fewer"), (empty, "fewer"), (strange, "clearly")])
+def test_what_shows_nothing_of_the_other_product_stays(tmp_path, change, word):
+    paths = pair(tmp_path, ratio=2.0, change=change, nodata=0)
+    assert is_left(open_scene(paths, register=True), paths, word)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_unrelated_noise_stays(tmp_path, seed):
+    paths = [
+        write_tiff(tmp_path / "a.tif", noise(2, 300, 340, seed=seed), transform=north_up(1.0)),
+        write_tiff(tmp_path / "b.tif", noise(1, 150, 171, seed=seed + 50), transform=north_up(2.0)),
+    ]
+    assert is_left(open_scene(paths, register=True), paths, "clearly")
+
+
+def test_a_shift_beyond_the_reach_stays(tmp_path):
+    paths = pair(tmp_path, ratio=2.0, shift=(0.0, 0.0), sides=(400, 500))
+    with rasterio.open(paths[1], "r+") as file:
+        file.transform = north_up(2.0, x=ORIGIN[0] + 90)
+    assert is_left(open_scene(paths, register=True), paths, "px")
+
+
+def test_a_product_of_one_pixel_stays(tmp_path):
+    paths = [
+        write_tiff(tmp_path / "a.tif", noise(1, 100, 100), transform=north_up(1.0)),
+        write_tiff(tmp_path / "b.tif", noise(1, 1, 1), transform=north_up(100.0)),
+    ]
+    assert is_left(open_scene(paths, register=True), paths, "too few")
+
+
+def test_one_file_needs_no_registration_and_other_words_are_refused(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(1, 100, 100))
+    assert open_scene(path, register=True) == open_scene(path)
+    with pytest.raises(UsageError, match="homography"):
+        open_scene(path, register="homography")
+
+
+@pytest.mark.data
+def test_multispectral_pixels_of_shanghai_are_laid_over_the_panchromatic_ones(data_dir, tmp_path):
+    pan, multi = (data_dir / "wv_spacenet" / f"{kind}_AOI_4_Shanghai_img1920.tif" for kind in ("PAN", "MUL"))
+    first = only(open_scene([pan, multi], register=True))
+    assert first.accepted
+    with rasterio.open(multi) as file:
+        data, place, crs = file.read(), file.transform, file.crs
+    moved = Affine(*(place @ Affine.translation(SHIFT[1], SHIFT[0]))[:6])
+    copy = write_tiff(tmp_path / "multi.tif", data, transform=moved, crs=crs)
+    found = only(open_scene([pan, copy], register=True))
+    assert (found.rows - first.rows, found.cols - first.cols) == pytest.approx(SHIFT, abs=0.1)
