@@ -231,7 +231,7 @@ def child(case: str, scene: str, rows: str) -> None:
 @contextmanager
 def sampled(samples: list[tuple[float, int]]) -> Iterator[Callable[[], float]]:
     """Add the resident size to `samples` again and again; yields the clock."""
-    from satseg.learning.budget import resident_bytes
+    from satseg.learning.machine import resident_bytes
 
     begun, ended = time.perf_counter(), threading.Event()
 

@@ -11,7 +11,6 @@ of one batch, what writers keep, and what the process has already. `benchmarks/m
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from satseg.imagery.tiling import TilePlan, plan_tiles, round_up
 from satseg.learning.bundle import Model
 from satseg.learning.engine import Working, beyond_grid
 from satseg.learning.forward import ONE_VIEW, Wanted
+from satseg.learning.machine import resident_bytes
 from satseg.learning.runtimes import make_runtime
 from satseg.learning.views import Views
 from satseg.vector.separate import MARGIN, SLAB, WORK_BYTES
@@ -248,15 +248,6 @@ def activation_bytes(model: Model) -> int:
         for hook in hooks:
             hook.remove()
     return 2 * largest // side**2
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process has now; 0 where /proc tells nothing."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def disk_bytes(plan: TilePlan, classes: int, wanted: Wanted, *, mask: bool, ledger: bool) -> int:

@@ -28,6 +28,7 @@ from satseg.imagery.drivers import is_remote
 from satseg.imagery.labels import Geometries
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
+from satseg.learning.area import area_of_interest
 from satseg.learning.budget import (
     Estimate,
     automatic_batch,
@@ -41,7 +42,6 @@ from satseg.learning.bundle import Model, resolve_device
 from satseg.learning.card import checksum
 from satseg.learning.engine import RowBand, Working, scan
 from satseg.learning.forward import ScoreType, Wanted
-from satseg.learning.grounds import area_of_interest
 from satseg.learning.inference import chosen_halo
 from satseg.learning.products import Making, Products, Targets
 from satseg.learning.runtimes import ENGINES

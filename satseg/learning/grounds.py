@@ -21,16 +21,16 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.crs import describe
-from satseg.errors import BandError, CRSError, InputError, LabelError, UsageError
+from satseg.errors import BandError, InputError, LabelError, UsageError
 from satseg.grid import slices
 from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
-from satseg.imagery.labels import SINGLE_CLASS, Geometries, LabelLayer
+from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
+from satseg.learning.area import area_of_interest
 from satseg.learning.chips import BLOCK_PX
 from satseg.learning.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
@@ -122,32 +122,6 @@ def _with_indices(scene: Scene, options: DataOptions) -> Scene:
     for band in found.indices:
         log.info("%s: %s", scene.name, band.told())
     return found
-
-
-def area_of_interest(path: PathLike, scene: Scene) -> Geometries:
-    """Return the polygons of the vector file at `path` in the CRS of `scene`.
-
-    Raises
-    ------
-    InputError
-        The file is not readable.
-    CRSError
-        Only one of the two has a CRS (E-CRS-020).
-    LabelError
-        The area does not touch the scene (E-LAB-011).
-    """
-    region, crs = read_features(path), scene.grid.crs
-    if (crs is None) != (region.crs is None):
-        raise CRSError(
-            f"{os.fspath(path)} is in {describe(region.crs)}, {scene.name} in {describe(crs)}",
-            hint="give both a CRS (--src-crs for the scene)",
-            code="E-CRS-020",
-        )
-    moved = region if crs is None else region.to_crs(crs.to_wkt())
-    if not moved.intersects(scene.grid.footprint()).any():
-        raise LabelError(f"the area {os.fspath(path)} does not touch {scene.name}", code="E-LAB-011")
-    polygons: Geometries = moved.geometry.to_numpy()
-    return polygons
 
 
 def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Prepared:

@@ -1,4 +1,4 @@
-"""What the machine at hand can do: number formats in hardware, cores that are free, packages that are there."""
+"""What the machine at hand can do: number formats in hardware, free cores, memory taken, packages that are there."""
 
 from __future__ import annotations
 
@@ -91,6 +91,15 @@ def threads_for(device: torch.device, *, timed: bool, processes: int = 1) -> Ite
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has now; 0 where /proc tells nothing."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def busy_cores() -> float:

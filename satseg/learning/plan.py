@@ -17,9 +17,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from satseg.crs import describe
-from satseg.learning.budget import resident_bytes
 from satseg.learning.feed import VALID_TILE_PX
 from satseg.learning.grounds import Prepared
+from satseg.learning.machine import resident_bytes
 from satseg.learning.network import Network
 from satseg.learning.sampling import ChipSampler
 from satseg.learning.shares import chip_shares, class_areas
