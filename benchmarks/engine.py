@@ -40,8 +40,8 @@ from benchmarks.inference import MODEL, RESNET_CLASSES, WEIGHTS, resnet_model, r
 from benchmarks.reading import read_plain
 from benchmarks.timing import RESULTS, Cost, Costs, Goal, Report, Run, interleave, measure, parse, rounded
 from satseg import detect_to_file, load_model, train
-from satseg.learning.bundle import Model
-from satseg.learning.runtimes import make_runtime
+from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.runtimes import make_runtime
 from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
 
 RESNET, UNET = "ResNet-18 UNet", "default UNet"
@@ -59,7 +59,7 @@ OURS, OURS_SAME = "satseg, tiles of its own choice", "satseg, the rivals' window
 WINDOWS, QUICK_WINDOWS = 6, 2
 GOALS = {"torch float32": 0.95, "bfloat16": 0.85}
 OUTSIDE_GOALS = {rivals.PLAIN: 0.5, rivals.TORCHGEO: 0.5, rivals.GEOAI: 0.25}
-MAKE_RUNTIME = "satseg.learning.engine.make_runtime"
+MAKE_RUNTIME = "satseg.learning.detection.engine.make_runtime"
 READY: dict[str, Run] = {}
 CLOCKS: dict[str, Clocked] = {}
 PREPARING: list[float] = []

@@ -33,7 +33,7 @@ from rasterio.windows import Window
 from benchmarks.timing import RESULTS, Goal, Report, parse
 
 if TYPE_CHECKING:  # a child's import: it would count as memory of this process, which its children inherit
-    from satseg.learning.bundle import Model
+    from satseg.learning.networks.bundle import Model
 
 ROOT = Path(__file__).parents[1]
 PICTURE = RESULTS / "memory_over_time.png"
@@ -146,7 +146,7 @@ def threshold_model() -> Model:
     """Return a model whose class is where the first band is bright: one filter, no neighbours."""
     import torch
 
-    from satseg.learning.unet import UNet, UNetConfig
+    from satseg.learning.networks.unet import UNet, UNetConfig
 
     network = UNet(UNetConfig(bands=len(NAMES), classes=1, width=1, depth=1, convs_per_level=1, norm="none")).eval()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def untrained_model() -> Model:
     """Return the default UNet with 8 classes as training starts with it where they are rare: it finds nothing."""
     import torch
 
-    from satseg.learning.unet import UNet, default_config
+    from satseg.learning.networks.unet import UNet, default_config
 
     torch.manual_seed(0)
     return _model(UNet(default_config(len(NAMES), 8), prior=0.01).eval(), 8)
@@ -172,8 +172,8 @@ def _model(network: Any, classes: int) -> Model:
     import torch
 
     from satseg.imagery.normalization import Normalization
-    from satseg.learning.bundle import Model, architecture_of
     from satseg.learning.card import BandCard, ModelCard
+    from satseg.learning.networks.bundle import Model, architecture_of
     from satseg.specs import ClassItem
 
     levels = ((level,) * len(NAMES) for level in (float(DARK), float(BRIGHT - DARK), 0.0, 2047.0))

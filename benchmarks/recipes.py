@@ -105,8 +105,8 @@ def smp_fast(ground: Ground) -> Rival:
 
 def seed2017(ground: Ground) -> Rival:
     """The 2017 network and loss BCE - ln J, NAdam at 1e-3 and then 1e-4, D4, 16 chips of 112; four views, 0.3."""
-    from satseg.learning.losses import bce_minus_log_jaccard
-    from satseg.learning.unet import SEED_2017, UNet
+    from satseg.learning.networks.unet import SEED_2017, UNet
+    from satseg.learning.training.losses import bce_minus_log_jaccard
 
     network = UNet(replace(SEED_2017, bands=3))
     optimizer = torch.optim.NAdam(network.parameters())

@@ -38,8 +38,8 @@ from benchmarks.grounds import Clock, Ground, Place
 from benchmarks.timing import versions
 from satseg import detect, score, train
 from satseg.grid import Grid
-from satseg.learning.bundle import Model
-from satseg.learning.unet import UNet
+from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.unet import UNet
 from satseg.scoring.jaccard import pixel_counts
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Trained:
 def train_satseg(job: Job, clock: Clock) -> Trained:
     """Train satseg as its user would; a forward hook counts steps and pixels.
 
-    ``time.monotonic`` is replaced before `satseg.learning.training` is imported, which may keep a reference to it.
+    ``time.monotonic`` is replaced before the learner is imported, which may keep a reference to it.
     """
     ahead = time.monotonic() - time.process_time()
 
@@ -175,8 +175,8 @@ def train_satseg(job: Job, clock: Clock) -> Trained:
     pairs = [(place.scene, place.labels) for place in map(job.at, job.learnt)]
     options = {"seed": job.seed, "device": "cpu", "field": "class", **job.options}
     with mock.patch("time.monotonic", cpu_time):
-        import satseg.learning.recipe
-        import satseg.learning.training  # noqa: F401  # imports are outside the clock
+        import satseg.learning.training.learner
+        import satseg.learning.training.recipe  # noqa: F401  # imports are outside the clock
 
         clock.begin()
         train(pairs, steps=1, **options)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from satseg.imagery.indexing import index
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
-    from satseg.learning.bundle import Model, load_model
+    from satseg.learning.networks.bundle import Model, load_model
     from satseg.pipeline import detect, detect_to_file, plan, predict, train
     from satseg.raster import Raster
     from satseg.scoring.report import Report
@@ -34,8 +34,8 @@ _HOMES = {
     "write_features": "satseg.vector.features",
     "train": "satseg.pipeline",
     "plan": "satseg.pipeline",
-    "load_model": "satseg.learning.bundle",
-    "Model": "satseg.learning.bundle",
+    "load_model": "satseg.learning.networks.bundle",
+    "Model": "satseg.learning.networks.bundle",
     "detect": "satseg.pipeline",
     "detect_to_file": "satseg.pipeline",
     "predict": "satseg.pipeline",

@@ -21,17 +21,17 @@ from satseg.errors import InputError, UsageError
 from satseg.imagery.drivers import is_remote
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
-from satseg.learning.budget import Estimate
-from satseg.learning.bundle import Model, load_model
-from satseg.learning.detection import Detection, DetectOptions
-from satseg.learning.forward import Wanted
-from satseg.learning.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
-from satseg.learning.inference import gather, working_scene
-from satseg.learning.losses import loss_of
-from satseg.learning.products import Products, Targets
-from satseg.learning.ranks import check_devices, given_ranks
-from satseg.learning.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
-from satseg.learning.start import Start
+from satseg.learning.detection.budget import Estimate
+from satseg.learning.detection.inference import gather, working_scene
+from satseg.learning.detection.job import Detection, DetectOptions
+from satseg.learning.detection.products import Products, Targets
+from satseg.learning.networks.bundle import Model, load_model
+from satseg.learning.networks.forward import Wanted
+from satseg.learning.training.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
+from satseg.learning.training.losses import loss_of
+from satseg.learning.training.ranks import check_devices, given_ranks
+from satseg.learning.training.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
+from satseg.learning.training.start import Start
 from satseg.ledger import Ledger
 from satseg.output import AtomicOutput, check_distinct, check_writable, os_errors_as_output_errors
 from satseg.progress import Progress, silent
@@ -40,7 +40,7 @@ from satseg.run import LabelledScene, RunConfig
 from satseg.vector.features import check_target
 
 if TYPE_CHECKING:
-    from satseg.learning.plan import Plan
+    from satseg.learning.training.plan import Plan
 
 LabelledPair: TypeAlias = "tuple[SceneLike, LabelsLike] | LabelledScene"
 
@@ -89,9 +89,9 @@ def train(
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
     # Lightning takes seconds to import: neither detection nor a refusal need pay them.
-    from satseg.learning.launching import fit_on_devices
-    from satseg.learning.recipe import build_learner, finished_model
-    from satseg.learning.run_page import write_run_page
+    from satseg.learning.training.launching import fit_on_devices
+    from satseg.learning.training.recipe import build_learner, finished_model
+    from satseg.learning.training.run_page import write_run_page
 
     run, prepared, leads = ready.run, ready.prepared, given_ranks().leads
     learner = build_learner(prepared, run, ready.start)
@@ -129,8 +129,8 @@ def plan(
         data, valid_data, RunConfig.from_options(options, base=config), output=output, run_dir=run_dir,
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    from satseg.learning.plan import plan_of
-    from satseg.learning.recipe import build_learner
+    from satseg.learning.training.plan import plan_of
+    from satseg.learning.training.recipe import build_learner
 
     made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run, ready.start), ready.run)
     if run_dir is not None:
@@ -344,7 +344,7 @@ def _ready_to_train(
     check_devices(run.train)
     loss_of(run.train)
     if run.model.encoder is not None:
-        from satseg.learning.zoo import check_encoder
+        from satseg.learning.networks.zoo import check_encoder
 
         check_encoder(run.model)
     pairs = _open_pairs(data or run.data.scenes, run)

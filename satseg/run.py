@@ -62,7 +62,7 @@ class DataOptions(BaseModel):
 class ModelOptions(BaseModel):
     """`[model]`: the plain UNet, or a network on an encoder of segmentation-models-pytorch.
 
-    See `satseg.learning.unet` and `satseg.learning.zoo` for what each does.
+    See `satseg.learning.networks.unet` and `satseg.learning.networks.zoo` for what each does.
     """
 
     model_config = STRICT
@@ -122,7 +122,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 class AugmentOptions(BaseModel):
     """`[augment]`: how far chips are changed while training; colours in standard deviations of a band.
 
-    See `satseg.learning.augment` for what each does.
+    See `satseg.learning.training.augment` for what each does.
     """
 
     model_config = STRICT

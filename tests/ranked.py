@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from satseg.learning.training import Learner
+from satseg.learning.training.learner import Learner
 
 NOTES, KILL, POISON = "RANKED_NOTES", "RANKED_KILL", "RANKED_POISON"
 

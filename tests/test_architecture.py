@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,11 @@ FLOORS = [
     {"pipeline", "demo"},
     {"cli", "__main__"},
 ]
+LEARNING = {"networks": {"networks"}, "training": {"networks", "training"}, "detection": {"networks", "detection"}}
+"""The rooms of learning, and which of them each may import; what lies beside them is below them all."""
 DOORS = {
     "rasterio.open": {"imagery/scene.py", "imagery/writer.py"},
-    "safetensors": {"learning/bundle.py", "learning/weights.py"},
+    "safetensors": {"learning/networks/bundle.py", "learning/networks/weights.py"},
     "pyogrio": {
         "vector/features.py", "vector/formats.py", "vector/sinks.py", "vector/written.py", "pipeline.py", "cli/env.py",
     },
@@ -62,6 +65,18 @@ def test_imports_go_down_only(path):
             assert floor(parts[1]) <= floor(room(path)), f"{path.name} imports {name} from above"
 
 
+def test_the_rooms_of_learning_are_these():
+    assert {path.parent.name for path in (PACKAGE / "learning").glob("*/__init__.py")} == set(LEARNING)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) == "learning"], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_training_and_detection_stand_on_networks_and_not_on_each_other(path):
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[:2] == ["satseg", "learning"] and parts[2] in LEARNING:
+            assert parts[2] in LEARNING.get(path.parent.name, ()), f"{path.name} imports {name}"
+
+
 def test_torch_lives_in_learning_only():
     strangers = {
         str(path.relative_to(PACKAGE))
@@ -86,6 +101,14 @@ def test_package_init_files_are_empty():
     inits = [path for path in PACKAGE.rglob("__init__.py") if path != PACKAGE / "__init__.py"]
     assert inits
     assert all(not path.read_text().strip() for path in inits)
+
+
+def test_every_room_is_installed():
+    told = configparser.ConfigParser()
+    told.read(PACKAGE.parent / "setup.cfg")
+    rooms = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    listed = set(told["options"]["packages"].split())
+    assert {name for name in listed if not name.startswith("satseg.data_specs")} == rooms
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -12,8 +12,8 @@ from rasterio.windows import Window
 
 from satseg.errors import OutputError, UsageError
 from satseg.imagery.scene import open_scene
-from satseg.learning import budget
-from satseg.learning.budget import (
+from satseg.learning.detection import budget
+from satseg.learning.detection.budget import (
     MIB,
     MOST_WORK,
     activation_bytes,
@@ -23,8 +23,8 @@ from satseg.learning.budget import (
     estimate,
     strip_rows,
 )
-from satseg.learning.engine import Working
-from satseg.learning.forward import Wanted
+from satseg.learning.detection.engine import Working
+from satseg.learning.networks.forward import Wanted
 from tests.factories import north_up, write_tiff
 from tests.worlds import BANDS, tiny_model
 

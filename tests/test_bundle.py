@@ -21,7 +21,17 @@ import torch
 
 from satseg.errors import BandError, ModelError, OutputError, UsageError
 from satseg.imagery.normalization import Normalization
-from satseg.learning.bundle import (
+from satseg.learning.card import (
+    CHECKSUM,
+    BandCard,
+    FileHash,
+    ModelCard,
+    Training,
+    TrainingSource,
+    canonical,
+    checksum,
+)
+from satseg.learning.networks.bundle import (
     METADATA_KEY,
     Model,
     architecture_of,
@@ -33,17 +43,7 @@ from satseg.learning.bundle import (
     resolve_device,
     save_bundle,
 )
-from satseg.learning.card import (
-    CHECKSUM,
-    BandCard,
-    FileHash,
-    ModelCard,
-    Training,
-    TrainingSource,
-    canonical,
-    checksum,
-)
-from satseg.learning.unet import UNet, UNetConfig
+from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.specs import ClassItem
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads

@@ -12,8 +12,8 @@ import torch
 
 import satseg
 from satseg.errors import InputError, OutputError
-from satseg.learning import checkpoints
-from satseg.learning.checkpoints import BEST, LAST, CheckpointFiles, checkpoint_to_resume, is_whole
+from satseg.learning.training import checkpoints
+from satseg.learning.training.checkpoints import BEST, LAST, CheckpointFiles, checkpoint_to_resume, is_whole
 from tests.worlds import squares
 
 DISK_SIZE = "3m"

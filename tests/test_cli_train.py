@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 
-from satseg.learning.bundle import read_card
+from satseg.learning.networks.bundle import read_card
 from tests.commands import TINY, files_under
 
 RUN = """

@@ -17,12 +17,12 @@ from rasterio.windows import Window
 from satseg.errors import BandError, DeviceError, GridError, InputError, UsageError
 from satseg.imagery.scene import open_scene
 from satseg.imagery.tiling import plan_tiles
-from satseg.learning import engine
-from satseg.learning.detection import DetectOptions
-from satseg.learning.engine import Working, scan
-from satseg.learning.forward import Wanted
-from satseg.learning.inference import chosen_halo, gather, working_scene
-from satseg.learning.views import TTA
+from satseg.learning.detection import engine
+from satseg.learning.detection.engine import Working, scan
+from satseg.learning.detection.inference import chosen_halo, gather, working_scene
+from satseg.learning.detection.job import DetectOptions
+from satseg.learning.networks.forward import Wanted
+from satseg.learning.networks.views import TTA
 from tests.factories import noise, north_up, rotated, write_tiff
 from tests.worlds import BANDS, tiny_model
 

@@ -10,7 +10,7 @@ import torch
 
 from satseg.errors import DependencyError, OutputError
 from satseg.learning.card import ModelCard
-from satseg.learning.export import OPSET, export_onnx, noise_for, onnx_bytes
+from satseg.learning.networks.export import OPSET, export_onnx, noise_for, onnx_bytes
 from tests.worlds import tiny_model
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from satseg.learning import folding
-from satseg.learning.folding import Convolution, Join, enlarged_weight, lean, onednn_fuses
-from satseg.learning.unet import SEED_2017, UNet, UNetConfig
+from satseg.learning.networks import folding
+from satseg.learning.networks.folding import Convolution, Join, enlarged_weight, lean, onednn_fuses
+from satseg.learning.networks.unet import SEED_2017, UNet, UNetConfig
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 TOLERANCE = 1e-5

@@ -12,10 +12,10 @@ from rasterio.windows import Window
 from satseg.imagery.rows import RowReader
 from satseg.imagery.scene import open_scene
 from satseg.imagery.tiling import plan_tiles
-from satseg.learning.forward import Forward, Piece, Wanted, codes_of, entropy_of
-from satseg.learning.kernels import encode, pack
-from satseg.learning.runtimes import make_runtime
-from satseg.learning.views import TTA
+from satseg.learning.networks.forward import Forward, Piece, Wanted, codes_of, entropy_of
+from satseg.learning.networks.kernels import encode, pack
+from satseg.learning.networks.runtimes import make_runtime
+from satseg.learning.networks.views import TTA
 from satseg.vector.layers import PlaneCode
 from tests.factories import noise, write_tiff
 from tests.worlds import BANDS, tiny_model

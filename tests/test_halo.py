@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from satseg.imagery.scene import open_scene
-from satseg.learning.halo import TOLERANCE, measure_halo
+from satseg.learning.networks.halo import TOLERANCE, measure_halo
 from satseg.pipeline import predict
 from tests.factories import noise, write_tiff
 from tests.worlds import BANDS, tiny_model

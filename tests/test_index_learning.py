@@ -11,11 +11,11 @@ from pydantic import ValidationError
 import satseg
 from satseg.errors import BandError, SpecError
 from satseg.imagery.scene import open_scene
-from satseg.learning.bundle import load_model
 from satseg.learning.card import IndexCard, ModelCard
-from satseg.learning.grounds import open_pair, prepare
-from satseg.learning.inference import working_scene
-from satseg.learning.start import Start
+from satseg.learning.detection.inference import working_scene
+from satseg.learning.networks.bundle import load_model
+from satseg.learning.training.grounds import open_pair, prepare
+from satseg.learning.training.start import Start
 from satseg.run import RunConfig
 from tests.factories import noise, write_tiff
 from tests.worlds import squares

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import satseg
-from satseg.learning import detection
+from satseg.learning.detection import job
 from tests.worlds import scene_with_gaps, tiny_model
 
 EXACT = {"min_area": 0.0, "halo": "exact"}
@@ -58,13 +58,13 @@ def assert_same(found, expected):
 def test_tiles_batches_devices_and_threads_change_no_polygon(
     model, scene, threshold, whole, tile, batch_size, devices, readers, strips_ahead, bands_ahead
 ):
-    options = detection.DetectOptions(tile=tile, batch_size=batch_size, threshold=threshold, devices=("cpu",) * devices)
+    options = job.DetectOptions(tile=tile, batch_size=batch_size, threshold=threshold, devices=("cpu",) * devices)
     how = options.working(model)
-    working = detection.Working(
+    working = job.Working(
         devices=how.devices, batch_size=batch_size, readers=readers, strips_ahead=strips_ahead, bands_ahead=bands_ahead
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(detection.DetectOptions, "working", lambda self, model: working)
+        patched.setattr(job.DetectOptions, "working", lambda self, model: working)
         assert_same(satseg.detect(model, scene, tile=tile, threshold=threshold, **EXACT), whole)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from satseg.learning.kernels import pack
+from satseg.learning.networks.kernels import pack
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "<u2", ">u2", ">i4", "<f4", ">f4", ">f8"])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from satseg.errors import GridError, SpecError
-from satseg.learning import losses
-from satseg.learning.losses import BORDER_PX, LOSSES, loss_of, make_loss, near_border
+from satseg.learning.training import losses
+from satseg.learning.training.losses import BORDER_PX, LOSSES, loss_of, make_loss, near_border
 from satseg.run import TrainOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads

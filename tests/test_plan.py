@@ -15,14 +15,14 @@ from rasterio.windows import Window
 import satseg
 from satseg.errors import LabelError, OutputError, UsageError
 from satseg.imagery.labels import LabelLayer
-from satseg.learning.chips import ChipReader
-from satseg.learning.examples import shown_side
-from satseg.learning.plan import memory_bytes, percent, run_sampler
-from satseg.learning.recipe import build_learner
-from satseg.learning.shares import chip_shares, class_areas
-from satseg.learning.split import Ground
-from satseg.learning.split_map import GAP, HELD, LEARNT, cells, class_cells, split_sheet, split_text
-from satseg.learning.unet import UNet, UNetConfig
+from satseg.learning.networks.unet import UNet, UNetConfig
+from satseg.learning.training.chips import ChipReader
+from satseg.learning.training.examples import shown_side
+from satseg.learning.training.plan import memory_bytes, percent, run_sampler
+from satseg.learning.training.recipe import build_learner
+from satseg.learning.training.shares import chip_shares, class_areas
+from satseg.learning.training.split import Ground
+from satseg.learning.training.split_map import GAP, HELD, LEARNT, cells, class_cells, split_sheet, split_text
 from satseg.pipeline import plan
 from satseg.run import RunConfig
 from tests.commands import files_under

@@ -16,9 +16,10 @@ import torch
 
 import satseg
 from satseg.errors import RankError, UsageError
-from satseg.learning import launching, machine, recipe
-from satseg.learning.feed import Budget, Moment, RoundSampler
-from satseg.learning.ranks import Ranks, check_devices, company, given_ranks, mean_over_ranks, trainer_options
+from satseg.learning import machine
+from satseg.learning.training import launching, recipe
+from satseg.learning.training.feed import Budget, Moment, RoundSampler
+from satseg.learning.training.ranks import Ranks, check_devices, company, given_ranks, mean_over_ranks, trainer_options
 from satseg.run import TrainOptions
 from tests.commands import TINY, build_town
 from tests.ranked import KILL, NOTES, POISON, Endless, Watched, notes, same_weights

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from satseg.cli.common import progress_bar
 from satseg.cli.live import Lines, clock, training_tables
-from satseg.learning.charts import LEFT, WIDTH, Line, Mark, line_chart, ticks
-from satseg.learning.feed import Budget
-from satseg.learning.history import read_history, thinned
-from satseg.learning.reporting import Reporter
+from satseg.learning.training.charts import LEFT, WIDTH, Line, Mark, line_chart, ticks
+from satseg.learning.training.feed import Budget
+from satseg.learning.training.history import read_history, thinned
+from satseg.learning.training.reporting import Reporter
 from satseg.progress import TrainingStatus, mean_of, training_teller
 
 STATUS = TrainingStatus(

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from satseg.errors import DependencyError, UsageError
-from satseg.learning import runtimes
-from satseg.learning.bundle import Model
-from satseg.learning.export import onnx_bytes
-from satseg.learning.runtimes import ENGINES, OpenvinoRuntime, agreement, make_runtime
+from satseg.learning.networks import runtimes
+from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.export import onnx_bytes
+from satseg.learning.networks.runtimes import ENGINES, OpenvinoRuntime, agreement, make_runtime
 from tests.worlds import tiny_model
 
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}

@@ -11,8 +11,8 @@ import torch
 import satseg
 from satseg.errors import ModelError, SatsegError, UsageError
 from satseg.learning.card import FileHash
-from satseg.learning.start import Start, plane_names
-from satseg.learning.unet import UNet
+from satseg.learning.networks.unet import UNet
+from satseg.learning.training.start import Start, plane_names
 from satseg.run import RunConfig
 from tests.worlds import squares
 
@@ -118,7 +118,7 @@ def test_planes_change_places_with_their_classes(trained, stem):
 
 
 def _config(card):
-    from satseg.learning.unet import UNetConfig
+    from satseg.learning.networks.unet import UNetConfig
 
     return UNetConfig(**card.architecture.arguments)
 

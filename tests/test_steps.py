@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 import satseg
-from satseg.learning import training
-from satseg.learning.feed import Budget, Moment, RoundSampler
-from satseg.learning.steps import averaged_copy, take_into_average
-from satseg.learning.unet import UNet, UNetConfig
+from satseg.learning.networks.unet import UNet, UNetConfig
+from satseg.learning.training import learner
+from satseg.learning.training.feed import Budget, Moment, RoundSampler
+from satseg.learning.training.steps import averaged_copy, take_into_average
 from tests.worlds import squares
 
 FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 1, "rounds": 2, "precision": "fp32", "device": "cpu"}
@@ -49,7 +49,7 @@ def test_killed_run_resumes_into_the_run_it_would_have_been(tmp_path, options):
 
 
 def test_run_killed_between_checkpoints_resumes_alike_when_batches_accumulate(tmp_path, monkeypatch):
-    from satseg.learning import checkpoints
+    from satseg.learning.training import checkpoints
 
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0)  # after each step, as far as it may
     data = [squares(tmp_path)]
@@ -80,7 +80,7 @@ def test_average_follows_its_formula_statistics_too():
 
 def test_average_is_validated_and_kept_and_off_by_default(tmp_path, monkeypatch):
     data, seen = [squares(tmp_path)], []
-    monkeypatch.setattr(training, "take_into_average", lambda average, network, **_: seen.append((average, network)))
+    monkeypatch.setattr(learner, "take_into_average", lambda average, network, **_: seen.append((average, network)))
     start = weights(satseg.train(data, steps=4, ema=0.9, **FAST))  # an average that never moves is the start
     average, network = seen[0]
     assert len(seen) == 4
@@ -102,7 +102,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path, monkeypatch, parts)
     def mean(logits, target, labelled):  # over all pixels: batches differ in how many of theirs are labelled
         return F.binary_cross_entropy_with_logits(logits, target.float())
 
-    monkeypatch.setattr(training, "loss_of", lambda options: mean)
+    monkeypatch.setattr(learner, "loss_of", lambda options: mean)
     data = [squares(tmp_path)]
     call = {**FAST, "norm": "none", "augmented": False, "steps": 3, "rounds": 1}
     large = weights(satseg.train(data, **{**call, "batch": 8}))
@@ -136,7 +136,7 @@ def test_steps_count_steps_and_not_batches(tmp_path):
 def judged(monkeypatch, jaccards):
     """Have validations find `jaccards`, one after the other, whatever the network."""
     found = iter(jaccards)
-    monkeypatch.setattr(training.ThresholdCurve, "best", lambda curve: ([0.5, 0.5], [next(found, 0.0)] * 2))
+    monkeypatch.setattr(learner.ThresholdCurve, "best", lambda curve: ([0.5, 0.5], [next(found, 0.0)] * 2))
 
 
 def test_patience_ends_a_run_after_rounds_without_a_better_validation(tmp_path, monkeypatch):
@@ -170,16 +170,16 @@ def exploding(step):
 def test_step_with_a_gradient_that_is_not_finite_changes_no_weight(tmp_path, monkeypatch):
     seen = {}
 
-    class Watched(training.Learner):
+    class Watched(learner.Learner):
         def configure_gradient_clipping(self, optimizer, *args, **kwargs):
             super().configure_gradient_clipping(optimizer, *args, **kwargs)
             state = {name: value.clone() for name, value in self.network.state_dict().items()}
             seen[self.global_step] = (state, self.skipped)
 
-    from satseg.learning import recipe
+    from satseg.learning.training import recipe
 
     monkeypatch.setattr(recipe, "Learner", Watched)
-    monkeypatch.setattr(training, "loss_of", exploding(2))
+    monkeypatch.setattr(learner, "loss_of", exploding(2))
     satseg.train([squares(tmp_path)], steps=5, **{**FAST, "rounds": 1})
     assert [skipped for _, skipped in seen.values()] == [0, 0, 1, 1, 1]
     changed = {name for name in seen[2][0] if not torch.equal(seen[2][0][name], seen[3][0][name])}
@@ -190,13 +190,13 @@ def test_step_with_a_gradient_that_is_not_finite_changes_no_weight(tmp_path, mon
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_batch_that_floods_the_network_leaves_no_trace_in_its_statistics(tmp_path, monkeypatch, value):
     calls = iter(range(1000))
-    plain = training.augment
+    plain = learner.augment
 
     def flooded(image, target, labelled, changes, *, generator):
         image, target, labelled = plain(image, target, labelled, changes, generator=generator)
         return image * value if next(calls) == 2 else image, target, labelled
 
-    monkeypatch.setattr(training, "augment", flooded)
+    monkeypatch.setattr(learner, "augment", flooded)
     model = satseg.train([squares(tmp_path)], steps=5, **FAST)
     assert model.card.scores["skipped_batches"] == 1
     assert all(bool(torch.isfinite(weight).all()) for weight in weights(model).values())

@@ -10,9 +10,9 @@ import torch
 
 import satseg
 from satseg.errors import BandError, InputError, LabelError, OutputError, UsageError
-from satseg.learning.curves import ThresholdCurve
-from satseg.learning.feed import Budget
-from satseg.learning.training import schedule
+from satseg.learning.training.curves import ThresholdCurve
+from satseg.learning.training.feed import Budget
+from satseg.learning.training.learner import schedule
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, squares, tiny_model
 
@@ -121,13 +121,13 @@ def test_validation_on_training_ground_is_refused(tmp_path):
 
 
 def test_nan_batch_is_skipped_and_counted(tmp_path, monkeypatch):
-    from satseg.learning import training
+    from satseg.learning.training import learner
 
     def poisoned(options):
         calls = iter(range(1000))
         return lambda logits, target, labelled: logits.mean() * (math.nan if next(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(training, "loss_of", poisoned)
+    monkeypatch.setattr(learner, "loss_of", poisoned)
     model = satseg.train([squares(tmp_path)], steps=5, **FAST)
     assert model.card.scores["skipped_batches"] == 1
     assert all(bool(torch.isfinite(value).all()) for value in weights(model).values() if value.is_floating_point())

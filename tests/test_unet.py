@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satseg.errors import BandError, GridError, UsageError
-from satseg.learning.unet import SEED_2017, Residual, UNet, UNetConfig, default_config, parameter_count, reach
+from satseg.learning.networks.unet import SEED_2017, Residual, UNet, UNetConfig, default_config, parameter_count, reach
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 

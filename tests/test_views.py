@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import satseg
 from satseg.errors import UsageError
-from satseg.learning import budget, detection
-from satseg.learning.forward import Wanted
-from satseg.learning.views import SCALES, TTA, Views, resampled
+from satseg.learning.detection import budget, job
+from satseg.learning.networks.forward import Wanted
+from satseg.learning.networks.views import SCALES, TTA, Views, resampled
 from tests.worlds import scene_with_gaps, tiny_model
 
 RATIOS = st.sampled_from([Fraction(3, 4), Fraction(3, 2), Fraction(4, 3), Fraction(2, 3), Fraction(1, 2), Fraction(2)])
@@ -156,7 +156,7 @@ def test_objects_are_cut_apart_alike_at_any_tiling(scene):
 @pytest.mark.parametrize(("tta", "work"), [("none", 1), ("d4", 8), ("scales", 3.8125), ("d4+scales", 30.5)])
 def test_the_estimate_tells_what_views_cost(scene, tta, work):
     model, wanted = tiny_model(seed=3), Wanted(scores="float32")
-    ready = detection.Detection.prepare(model, scene, detection.DetectOptions(tta=tta, tile=512), wanted)
+    ready = job.Detection.prepare(model, scene, job.DetectOptions(tta=tta, tile=512), wanted)
     told = budget.estimate(model, ready.plan, ready.working, memory=0, disk=0)
     assert told.work == pytest.approx(ready.plan.work() * work)
 
@@ -164,7 +164,7 @@ def test_the_estimate_tells_what_views_cost(scene, tta, work):
 def test_larger_views_take_more_memory(scene):
     model, wanted = tiny_model(seed=3), Wanted(scores="float32")
     plain, scaled = (
-        detection.Detection.prepare(model, scene, detection.DetectOptions(tta=tta, tile=128), wanted).memory
+        job.Detection.prepare(model, scene, job.DetectOptions(tta=tta, tile=128), wanted).memory
         for tta in ("none", "scales")
     )
     assert scaled > plain
@@ -172,4 +172,4 @@ def test_larger_views_take_more_memory(scene):
 
 def test_a_tta_of_another_name_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match=r"'none' or 'd4' or 'scales' or 'd4\+scales'"):
-        detection.DetectOptions(tta="d8")
+        job.DetectOptions(tta="d8")

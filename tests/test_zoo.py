@@ -19,15 +19,15 @@ import satseg
 from satseg.errors import BandError, DependencyError, GridError, ModelError, UsageError
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import open_scene
-from satseg.learning.architectures import architecture_of, library_versions, new_network, saved_network
-from satseg.learning.bundle import METADATA_KEY, Model, load_model
 from satseg.learning.card import CHECKSUM, Architecture, BandCard, ModelCard, canonical, checksum
-from satseg.learning.export import export_onnx
-from satseg.learning.halo import measure_halo
-from satseg.learning.inference import chosen_halo
-from satseg.learning.network import UNBOUNDED_HALO_PX
-from satseg.learning.unet import UNet
-from satseg.learning.zoo import ARCHITECTURES, ZooConfig, ZooNet, check_encoder, hold_encoder, parameter_groups
+from satseg.learning.detection.inference import chosen_halo
+from satseg.learning.networks.architectures import architecture_of, library_versions, new_network, saved_network
+from satseg.learning.networks.bundle import METADATA_KEY, Model, load_model
+from satseg.learning.networks.export import export_onnx
+from satseg.learning.networks.halo import measure_halo
+from satseg.learning.networks.network import UNBOUNDED_HALO_PX
+from satseg.learning.networks.unet import UNet
+from satseg.learning.networks.zoo import ARCHITECTURES, ZooConfig, ZooNet, check_encoder, hold_encoder, parameter_groups
 from satseg.pipeline import predict
 from satseg.run import ModelOptions, RunConfig
 from satseg.specs import ClassItem
@@ -419,7 +419,8 @@ def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path, model):
 def test_the_plain_unet_needs_no_library():
     code = (
         "import sys; sys.modules['segmentation_models_pytorch'] = None\n"
-        "import torch\nfrom satseg.learning.architectures import new_network\nfrom satseg.run import ModelOptions\n"
+        "import torch\nfrom satseg.run import ModelOptions\n"
+        "from satseg.learning.networks.architectures import new_network\n"
         "new_network(ModelOptions(width=2), bands=2, classes=1, prior=0.1, generator=torch.Generator())\n"
         "assert not {'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)"
     )

@@ -14,9 +14,9 @@ import torch
 from affine import Affine
 
 from satseg.imagery.normalization import Normalization
-from satseg.learning.bundle import Model, architecture_of
 from satseg.learning.card import BandCard, ModelCard
-from satseg.learning.unet import UNet, UNetConfig
+from satseg.learning.networks.bundle import Model, architecture_of
+from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.specs import ClassItem
 from tests.factories import UTM, noise, north_up, write_tiff
 

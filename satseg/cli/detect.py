@@ -28,8 +28,8 @@ from satseg.progress import Progress
 
 if TYPE_CHECKING:
     from satseg.imagery.scene import Scene
-    from satseg.learning.budget import Estimate
-    from satseg.learning.bundle import Model
+    from satseg.learning.detection.budget import Estimate
+    from satseg.learning.networks.bundle import Model
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
 """Files of a folder that are taken for scenes."""
@@ -112,7 +112,7 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
     if several:
         _check_folder(target, suffix, options)
     options["devices"] = devices if len(devices) > 1 else ()
-    from satseg.learning.bundle import load_model
+    from satseg.learning.networks.bundle import load_model
 
     loaded = load_model(model, device=devices[0])
     how["register"] = loaded.card.registers if register is None else register

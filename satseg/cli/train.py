@@ -114,7 +114,7 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
 
 def _leads(ctx: click.Context) -> bool:
     """Whether this process is the one that speaks; one of the others of a training is made to keep silent."""
-    from satseg.learning.ranks import given_ranks
+    from satseg.learning.training.ranks import given_ranks
 
     leads = given_ranks().leads
     if not leads:
@@ -127,7 +127,7 @@ def _with_start(config: RunConfig) -> RunConfig:
     """`config` with the options of the model that it starts from, if any."""
     if config.model.start is None:
         return config
-    from satseg.learning.start import Start
+    from satseg.learning.training.start import Start
 
     return Start.load(config.model.start).options(config)
 

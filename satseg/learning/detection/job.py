@@ -1,0 +1,316 @@
+"""A detection prepared: options checked, tiles and budget chosen, ready to run. What `pipeline` is made of.
+
+Row bands come from the engine, or from the ledger of a run that was stopped, and go to the products. The
+ledger keeps codes (and scores, when their file is wanted), not files: whatever is in them is made anew from
+its bands in one fast pass, so that the result of a resumed run has the bytes of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+from rasterio.windows import Window
+
+import satseg
+from satseg.crs import Bounds, CRSLike, describe
+from satseg.errors import UsageError
+from satseg.imagery.drivers import is_remote
+from satseg.imagery.labels import Geometries
+from satseg.imagery.scene import Scene
+from satseg.imagery.tiling import TilePlan
+from satseg.learning.area import area_of_interest
+from satseg.learning.card import checksum
+from satseg.learning.detection.budget import (
+    Estimate,
+    automatic_batch,
+    check_room,
+    choose_tiles,
+    disk_bytes,
+    estimate,
+    strips_ahead,
+)
+from satseg.learning.detection.engine import RowBand, Working, scan
+from satseg.learning.detection.inference import chosen_halo
+from satseg.learning.detection.products import Making, Products, Targets
+from satseg.learning.networks.bundle import Model, resolve_device
+from satseg.learning.networks.forward import ScoreType, Wanted
+from satseg.learning.networks.runtimes import ENGINES
+from satseg.learning.networks.views import TTA
+from satseg.ledger import Ledger, identity_of
+from satseg.progress import Progress
+from satseg.specs import suggest
+from satseg.vector.finish import Cleaning
+
+CORE_LEVEL = 0.5
+"""Score from which on a pixel is of a core: from 0.4 to 0.7 F1 of dense roofs moves by 0.01."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectOptions:
+    """How `detect` and `predict` work; every field is a keyword of both.
+
+    Parameters
+    ----------
+    bounds : (left, bottom, right, top), optional
+        Only this part of the scene, in `bounds_crs` (the scene's own when left out).
+    aoi : path-like, optional
+        Vector file of the area to look at; the rest of the scene is neither computed nor read.
+    tile, batch_size : int, optional
+        Kept side of a tile, and tiles per pass; chosen from model, scene, device and memory.
+    halo : int or "exact", optional
+        Margin of a tile; a third wider with `tta` over scales, so that the coarsest view has as much. The model's own
+        was measured: beyond it nothing moves a score by more than the card says. "exact" covers all that the
+        network can reach.
+    max_memory : int, optional
+        Bytes of host memory to stay within.
+    engine : "torch", "onnx" or "openvino"
+        What computes the network; the other two are extras.
+    devices : sequence of str
+        Several that share the work, such as ("cuda:0", "cuda:1"); the model's own when left out.
+    amp : bool
+        Compute in half precision: faster, scores differ in the third digit.
+    tta : {"none", "d4", "scales", "d4+scales"}
+        Average the scores over flips and quarter turns, at eight times the work; over 0.75, 1 and 1.5 times the
+        working resolution, at four times; over both, at thirty times.
+    threshold : float, optional
+        For all classes, in place of the model's own.
+    min_area, simplify : float, optional
+        In square metres and metres; the model's minimum area when left out, no simplification. Simplifying
+        needs all features in memory at once.
+    score_type : {"float32", "float16", "uint8"}
+        Of the file of scores; bytes hold 0..254 and say so by the file's scale.
+    """
+
+    bounds: Bounds | None = None
+    bounds_crs: CRSLike | None = None
+    aoi: str | os.PathLike[str] | None = None
+    tile: int | None = None
+    halo: int | Literal["exact"] | None = None
+    batch_size: int | None = None
+    max_memory: int | None = None
+    engine: str = "torch"
+    devices: Sequence[str] = ()
+    amp: bool = False
+    tta: str = "none"
+    threshold: float | None = None
+    min_area: float | None = None
+    simplify: float = 0.0
+    score_type: ScoreType = "float32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("tta", tuple(TTA)), ("engine", ENGINES), ("score_type", get_args(ScoreType))):
+            if getattr(self, name) not in allowed:
+                words = " or ".join(map(repr, allowed))
+                raise UsageError(f"{name} {getattr(self, name)!r} is not {words}", code="E-USE-021")
+        if self.threshold is not None and not (
+            0 < self.threshold < 1 and 0 < np.float32(self.threshold) < 1  # as it is compared
+        ):
+            raise UsageError(f"threshold {self.threshold} is not between 0 and 1", code="E-USE-021")
+        for name, low in (("tile", 1), ("batch_size", 1), ("max_memory", 1), ("halo", 0)):
+            value = getattr(self, name)
+            if value is not None and value != "exact" and not (isinstance(value, int) and value >= low):
+                raise UsageError(f"{name} {value!r} is no whole number from {low} on", code="E-USE-020")
+        Cleaning(self.min_area or 0.0, 0.0, self.simplify)  # refuses sizes that make no sense
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> DetectOptions:
+        """Options by name; an unknown one is refused with the nearest known."""
+        known = [item.name for item in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UsageError(f"unknown option {name!r}{suggest(name, known)}", code="E-USE-011")
+        return cls(**options)
+
+    def window(self, scene: Scene) -> Window:
+        """The part of `scene` to work on."""
+        if self.bounds is None:
+            return scene.grid.window
+        return scene.grid.window_of(self.bounds, self.bounds_crs)
+
+    def working(self, model: Model) -> Working:
+        """How the engine works with `model`: devices, batch, threads."""
+        devices = tuple(resolve_device(name) for name in self.devices) or (model.device,)
+        on_gpu = devices[0].type == "cuda"
+        cores = max(1, torch.get_num_threads())
+        return Working(
+            engine=self.engine,
+            amp=self.amp,
+            views=TTA[self.tta],
+            devices=devices,
+            batch_size=self.batch_size or 1,
+            readers=max(1, cores // 2),
+            strips_ahead=2 if on_gpu else 1,
+            bands_ahead=1 if on_gpu else 0,
+        )
+
+    def thresholds(self, model: Model) -> NDArray[np.float32]:
+        """One threshold per plane: for classes the option or the model's own, for their cores `CORE_LEVEL`."""
+        own = [item.threshold for item in model.card.classes]
+        levels = own if self.threshold is None else [self.threshold] * len(own)
+        return np.asarray([*levels, *(CORE_LEVEL for _ in model.cores)], dtype=np.float32)
+
+    def cleaning(self, model: Model) -> Cleaning:
+        """What is cleaned away of each class."""
+        classes = model.card.classes
+        least = {c.name: c.min_area_m2 if self.min_area is None else self.min_area for c in classes}
+        return Cleaning(least, {c.name: c.min_hole_m2 for c in classes}, self.simplify)
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A detection that is ready to run; made by `prepare`.
+
+    Parameters
+    ----------
+    model : Model
+    scene : Scene
+        As `working_scene` returns it.
+    plan : TilePlan
+    wanted : Wanted
+    working : Working
+    options : DetectOptions
+    memory : int
+        Bytes of host memory it will take, about.
+    aoi : ndarray of Polygon, optional
+    """
+
+    model: Model
+    scene: Scene
+    plan: TilePlan
+    wanted: Wanted
+    working: Working
+    options: DetectOptions
+    memory: int
+    aoi: Geometries | None = None
+
+    @classmethod
+    def prepare(cls, model: Model, scene: Scene, options: DetectOptions, wanted: Wanted) -> Detection:
+        """Choose tiles and check what can be checked before work starts.
+
+        Raises
+        ------
+        UsageError, GridError, CRSError, InputError
+            Options that make no sense for this model and scene.
+        """
+        window, working = options.window(scene), options.working(model)
+        working = replace(working, strips_ahead=strips_ahead(scene, working))
+        plan, memory = choose_tiles(
+            model, scene, window, wanted, working, halo=chosen_halo(model, options.halo), tile=options.tile,
+            max_memory=options.max_memory,
+        )  # fmt: skip
+        if options.batch_size is None:
+            working = replace(working, batch_size=automatic_batch(model, plan, working.devices, working.views))
+        aoi = None if options.aoi is None else area_of_interest(options.aoi, scene)
+        return cls(model, scene, plan, wanted, working, options, memory, aoi)
+
+    def bands(self, progress: Progress, *, first: int = 0) -> Generator[RowBand]:
+        """Row bands from number `first` on."""
+        return scan(
+            self.model, self.scene, self.plan, self.wanted, self.working, aoi=self.aoi, first=first,
+            progress=progress,
+        )  # fmt: skip
+
+    def making(self) -> Making:
+        """How products are made of its results."""
+        options, model = self.options, self.model
+        return Making(
+            grid=self.scene.grid.crop(self.plan.window),
+            classes=model.card.classes,
+            thresholds=options.thresholds(model)[: len(model.classes)],
+            cleaning=options.cleaning(model),
+            score_type=options.score_type,
+            threads=min(len(model.classes), max(1, torch.get_num_threads())),
+            cores=model.cores,
+        )
+
+    def estimate(self, targets: Targets, *, timed: bool) -> Estimate:
+        """Return what it takes to make `targets`."""
+        disk = self._disk(targets)
+        return estimate(self.model, self.plan, self.working, memory=self.memory, disk=disk, timed=timed)
+
+    def check_room(self, targets: Targets) -> None:
+        """Raise OutputError when the disk has no room for `targets`."""
+        check_room(targets.paths, self._disk(targets))
+
+    def _disk(self, targets: Targets) -> int:
+        count, mask = len(self.model.classes) + len(self.model.cores), targets.mask is not None
+        return disk_bytes(self.plan, count, self.wanted, mask=mask, ledger=bool(targets.paths))
+
+    def run(self, products: Products, progress: Progress) -> None:
+        """Feed `products` with all row bands."""
+        with closing(self.bands(progress)) as bands:
+            for band in bands:
+                products.take(band.planes)
+        products.finish(self.scene.name)
+
+    def run_with(self, ledger: Ledger, products: Products, progress: Progress) -> None:
+        """Feed `products` with the bands that `ledger` has, then with the others, which it keeps."""
+        count = len(self.plan.row_range)
+        for number in range(min(ledger.finished, count)):
+            products.take(ledger.read(number))
+            progress("resume", number + 1, ledger.finished, "")
+        if ledger.finished < count:
+            with closing(self.bands(progress, first=ledger.finished)) as bands:
+                for band in bands:
+                    if count > 1:  # a single band is computed again sooner than told from a damaged one
+                        ledger.append(band.planes)
+                    products.take(band.planes)
+        products.finish(self.scene.name)
+
+    def header(self, targets: Targets) -> dict[str, JsonValue]:
+        """Return all that decides the bytes of the results, for the ledger."""
+        options, plan, grid = self.options, self.plan, self.scene.grid
+        place = plan.window
+        inputs = [os.fspath(path) for path in (*self.scene.paths, *([options.aoi] if options.aoi else []))]
+        return {
+            "satseg": satseg.__version__,
+            "inputs": {name: {} if is_remote(name) else identity_of(name) for name in inputs},
+            "model": {"weights": self.model.card.weights_sha256, "card": checksum(_plain(self.model))},
+            "bands": list(self.scene.bands),
+            "grid": {"size": [grid.height, grid.width], "transform": list(grid.transform[:6]),
+                     "crs": None if grid.crs is None else describe(grid.crs)},
+            "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
+                           for one in self.scene.registrations if one.is_moved],
+            "area": [place.row_off, place.col_off, place.height, place.width],
+            "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
+            "thresholds": {
+                name: round(float(level), 6)
+                for name, level in zip(self.model.classes, options.thresholds(self.model), strict=False)
+            },
+            "options": {"engine": options.engine, "device": self.working.devices[0].type, "amp": options.amp,
+                        "tta": options.tta, "min_area": options.min_area, "simplify": options.simplify,
+                        "score_type": options.score_type},
+            "outputs": {name: None if path is None else path.name for name, path in _named(targets)},
+        }  # fmt: skip
+
+    def like(self, header: dict[str, JsonValue] | None) -> Detection:
+        """Return this detection with the tiles of an unfinished run's header, where sizes were left to satseg.
+
+        Which tiles are chosen depends on the memory that is free; a run goes on with those it began with.
+        """
+        tiles = None if header is None else header.get("tiles")
+        if self.options.tile is not None or not isinstance(tiles, dict):
+            return self
+        height, width = tiles.get("height"), tiles.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            return self
+        sides = (math.ceil(side / self.plan.align) * self.plan.align for side in (height, width))
+        return replace(self, plan=replace(self.plan, **dict(zip(("tile", "tile_width"), sides, strict=True))))
+
+
+def _plain(model: Model) -> dict[str, Any]:
+    return model.card.model_dump(mode="json")
+
+
+def _named(targets: Targets) -> list[tuple[str, Path | None]]:
+    return [(item.name, getattr(targets, item.name)) for item in fields(targets)]

@@ -1,0 +1,194 @@
+"""What feeds a training run: chips by number for the steps, tiles of held ground for validation.
+
+Chip number i of a run is the same on any worker, rank or resumed run. A round's batches end when its
+part of the budget is used up, which only the learner can tell: it gives the sampler its `Moment`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from satseg.imagery.tiling import Tile, plan_tiles, round_up
+from satseg.learning.networks.network import Network
+from satseg.learning.training.chips import Blocks, Chip, ChipReader
+from satseg.learning.training.grounds import Prepared
+from satseg.learning.training.sampling import ChipSampler
+from satseg.learning.training.split import Ground
+from satseg.run import AugmentOptions, TrainOptions
+
+ATTEMPTS = 8
+"""Draws of a chip before one without a pixel to learn from is taken."""
+OPEN_GROUNDS = 64
+"""Grounds whose files are open at a time: a process may have about a thousand, and a scene may be many."""
+VALID_TILE_PX = 512
+VALID_HALO_PX = 128
+"""Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""image (B, C, S, S) float32, valid (B, 1, S, S) bool, target (B, K, S, S) uint8, labelled (B, 1, S, S) bool."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """How much of a run is done, in steps or in minutes of wall time; carried through a resume."""
+
+    steps: int | None
+    minutes: float | None
+    before_s: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)
+    agreed_s: float | None = None
+    """What several ranks take for `elapsed_s`, so that none of them ends a round alone."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds spent so far, those of the run this one resumes included."""
+        return self.before_s + time.monotonic() - self.started_s
+
+    def resume(self, elapsed_s: float) -> None:
+        """Count the `elapsed_s` seconds of the run being resumed, and time from now on."""
+        self.before_s, self.started_s = elapsed_s, time.monotonic()
+
+    def share(self, step: int) -> float:
+        """Share of the budget used up after `step` steps, 0..1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        elapsed_s = self.elapsed_s if self.agreed_s is None else self.agreed_s
+        return min(1.0, elapsed_s / (60 * (self.minutes or 1.0)))
+
+
+class Chips(Dataset[Chip]):
+    """Chip number i of the run, for any i; each process reads through handles of its own.
+
+    A chip without a pixel to learn from is drawn again, up to `ATTEMPTS` times: a scene's map of valid ground is
+    coarse. What comes back depends on the number and the data alone all the same.
+    """
+
+    def __init__(self, sampler: ChipSampler, *, cache_bytes: int) -> None:
+        self.sampler, self._blocks = sampler, Blocks(cache_bytes)
+        self._readers: OrderedDict[int, ChipReader] = OrderedDict()
+
+    def __getitem__(self, number: int) -> Chip:
+        for attempt in range(ATTEMPTS):
+            index, view = self.sampler.place(number, attempt)
+            chip = self._reader(index).view(view, size=self.sampler.size)
+            if chip.labelled.any():
+                break
+        return chip
+
+    def _reader(self, index: int) -> ChipReader:
+        """The reader of a ground; of those longest unused the files are closed."""
+        reader = self._readers.pop(index, None)
+        if reader is None:
+            if len(self._readers) == OPEN_GROUNDS:
+                self._readers.popitem(last=False)[1].close()
+            reader = ChipReader(self.sampler.grounds[index], blank=True, shared=(self._blocks, index))
+        self._readers[index] = reader
+        return reader
+
+
+class HeldTiles(Dataset[Chip]):
+    """Tiles with a halo that cover the ground held for validation, each pixel once on one of `ranks` ranks.
+
+    They are read as detection reads them: no further than what is kept needs, and at most `beyond` the scene.
+    All ranks get as many, for DDP makes them meet at each; what is missing on some is a tile where nothing counts.
+    """
+
+    def __init__(
+        self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, beyond: int, cache_bytes: int,
+        rank: int = 0, ranks: int = 1,
+    ) -> None:  # fmt: skip
+        self._tiles: list[tuple[int, Tile]] = []
+        for index, ground in enumerate(grounds):
+            for held in ground.held or (ground.scene.grid.window,):
+                plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
+                self._tiles += [(index, plan.tight(piece, beyond=beyond)) for piece in plan]
+        self._readers = [ChipReader(ground, cache_bytes=cache_bytes // max(1, len(grounds))) for ground in grounds]
+        self._mine = range(rank, -(-len(self._tiles) // ranks) * ranks, ranks)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def __getitem__(self, number: int) -> Chip:
+        place = self._mine[number]
+        index, tile = self._tiles[place % len(self._tiles)]
+        chip = self._readers[index].read(tile.read)
+        kept = np.zeros(chip.labelled.shape, bool)
+        top, left = tile.keep.row_off - tile.read.row_off, tile.keep.col_off - tile.read.col_off
+        kept[top : top + tile.keep.height, left : left + tile.keep.width] = place < len(self._tiles)
+        return Chip(chip.image, chip.valid, chip.target, chip.labelled & kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a run stands as a round begins: steps done, share of the budget at the round's end, and whose batches."""
+
+    step: int
+    until: float
+    rank: int = 0
+    ranks: int = 1
+
+
+class RoundSampler(Sampler[list[int]]):
+    """Batches of chip numbers, `accumulate` for each step, until the current round's part of the budget is used up."""
+
+    def __init__(self, budget: Budget, batch: int, moment: Callable[[], Moment], *, accumulate: int = 1) -> None:
+        self._budget, self._batch, self._moment, self._accumulate = budget, batch, moment, accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        moment = self._moment()
+        step = moment.step
+        while True:
+            for part in range(step * self._accumulate, (step + 1) * self._accumulate):
+                first = (part * moment.ranks + moment.rank) * self._batch
+                yield list(range(first, first + self._batch))
+            step += 1
+            if self._budget.share(step) >= moment.until - 1e-9:
+                return
+
+
+def stack_chips(chips: Sequence[Chip]) -> Batch:
+    """Collate chips into one batch of tensors; images become float32."""
+    images = np.stack([chip.image for chip in chips]).astype(np.float32, copy=False)
+    return (
+        torch.from_numpy(images),
+        torch.from_numpy(np.stack([chip.valid for chip in chips])[:, None]),
+        torch.from_numpy(np.stack([chip.target for chip in chips])),
+        torch.from_numpy(np.stack([chip.labelled for chip in chips])[:, None]),
+    )
+
+
+def training_batches(
+    prepared: Prepared, options: TrainOptions, changes: AugmentOptions, *, budget: Budget, moment: Callable[[], Moment]
+) -> DataLoader[Chip]:
+    """Batches of chips, round after round, as `options` and `changes` say."""
+    room = options.cache_mb * 2**20
+    sampler = ChipSampler(
+        prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes,
+        cache_bytes=room,
+    )  # fmt: skip
+    return DataLoader(
+        Chips(sampler, cache_bytes=room),
+        batch_sampler=RoundSampler(budget, options.batch, moment, accumulate=options.accumulate),
+        collate_fn=stack_chips,
+        num_workers=options.workers,
+        persistent_workers=options.workers > 0,
+    )
+
+
+def validation_tiles(
+    prepared: Prepared, options: TrainOptions, network: Network, *, rank: int = 0, ranks: int = 1
+) -> DataLoader[Chip]:
+    """The ground held for validation, tile by tile: this rank's share of it."""
+    margin = round_up(max(VALID_HALO_PX, network.crop), network.stride)
+    held = HeldTiles(
+        prepared.validation, tile=VALID_TILE_PX, halo=min(network.halo, margin), stride=network.stride,
+        beyond=round_up(network.crop, network.stride), cache_bytes=options.cache_mb * 2**20, rank=rank, ranks=ranks,
+    )  # fmt: skip
+    return DataLoader(held, batch_size=1, collate_fn=stack_chips)

@@ -1,0 +1,156 @@
+"""From a run's options to a network ready to train, and from a trained network to a model.
+
+The default recipe stands in `satseg.run` as defaults; here they get their meaning. What each choice
+rests on is said in the modules that implement it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import shapely
+import torch
+
+from satseg.crs import describe
+from satseg.errors import UsageError
+from satseg.imagery.scene import Scene
+from satseg.imagery.tiling import round_up
+from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
+from satseg.learning.networks.architectures import architecture_of, library_versions, new_network
+from satseg.learning.networks.bundle import Model, current_versions, resolve_device
+from satseg.learning.networks.halo import TOLERANCE, measure_halo
+from satseg.learning.networks.network import Network
+from satseg.learning.training.augment import step_generator
+from satseg.learning.training.grounds import Prepared
+from satseg.learning.training.learner import Learner, Outcome
+from satseg.learning.training.split import Ground
+from satseg.learning.training.start import Start, plane_names
+from satseg.run import RunConfig, names_file
+from satseg.specs import list_sensors, sensor_spec
+
+log = logging.getLogger(__name__)
+
+RARE = 0.01
+"""Share of the ground that a class is taken to cover before training: the head's first bias."""
+
+
+def build_learner(prepared: Prepared, run: RunConfig, start: Start | None = None) -> Learner:
+    """Return an untrained learner for the data, its first weights drawn from the run's seed or those of `start`.
+
+    Raises
+    ------
+    UsageError
+        A model option is out of range, or the device is not here.
+    ModelError, DependencyError
+        As `zoo.ZooNet`, for a network with an encoder; as `Start.give_weights`.
+    """
+    device = resolve_device(run.train.device)
+    network = new_network(
+        run.model, bands=len(prepared.bands), classes=len(prepared.classes) + len(prepared.separated), prior=RARE,
+        generator=step_generator(run.train.seed, 0),
+    )  # fmt: skip
+    smallest, stride = max(run.train.chip, 2 * network.crop + 1), network.stride
+    if run.train.chip < smallest or run.train.chip % stride:
+        raise UsageError(
+            f"chip {run.train.chip} is no multiple of the network's stride {stride} above its crop",
+            hint=f"give {round_up(smallest, stride)}",
+            code="E-TRN-007",
+        )
+    if run.model.encoder and run.train.batch < 2:
+        raise UsageError(
+            "batch 1 leaves the network's normalisation nothing to compare", hint="give batch=2", code="E-TRN-017"
+        )
+    names = tuple(item.name for item in prepared.classes)
+    if start is not None:
+        start.give_weights(network, plane_names(names, prepared.separated))
+    return Learner(network, prepared.normalization, run, classes=names, device=device)
+
+
+def finished_model(
+    learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome, start: Start | None = None
+) -> Model:
+    """Return the trained network with its card: what it needs, what it learnt from, how it scored."""
+    network: Network = learner.network.eval()
+    scenes = [ground.scene for ground in prepared.grounds]
+    scene = scenes[0]
+    classes = tuple(
+        item.model_copy(update={"threshold": threshold})
+        for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
+    )
+    training = Training(
+        sources=tuple(map(_source, prepared.grounds)),
+        steps=outcome.steps,
+        seconds=round(outcome.seconds, 1),
+        seed=run.train.seed,
+        options=_told(run),
+        start=None if start is None else start.file,
+    )
+    halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
+    if network.reach is None and halo == network.halo:
+        log.warning(
+            "the network looks at all of a tile: no halo of up to %d pixels keeps scores within %g, seams may show",
+            halo, TOLERANCE,
+        )  # fmt: skip
+    card = ModelCard(
+        architecture=architecture_of(network),
+        bands=_band_cards(prepared.bands, run.data.sensor, scene),
+        indices=tuple(map(IndexCard.of, scene.indices)),
+        gsd_m=prepared.gsd_m,
+        normalization=prepared.normalization,
+        classes=classes,
+        separated=prepared.separated,
+        halo=halo,
+        halo_tolerance=TOLERANCE,
+        stride=network.stride,
+        sensor=scene.sensor,
+        training=training,
+        scores=_scores(learner, outcome),
+        versions=current_versions() | library_versions(network),
+    )
+    return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
+
+
+def _told(run: RunConfig) -> dict[str, object]:
+    """Options as a card keeps them: without the folders of this machine."""
+    options = run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}})
+    weights = run.model.weights
+    if weights is not None and names_file(weights):
+        options["model"]["weights"] = Path(weights).name
+    if run.model.start is not None:
+        options["model"]["start"] = Path(run.model.start).name
+    return options
+
+
+def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
+    found = [score for score in outcome.jaccard if score is not None]
+    return {
+        "validation_jaccard": dict(zip(learner.classes, outcome.jaccard, strict=True)),
+        "validation_mean_jaccard": sum(found) / len(found) if found else None,
+        "validation_jaccard_at_0.05_to_0.95": dict(zip(learner.classes, learner.curve.told(), strict=True)),
+        "skipped_batches": outcome.skipped,
+    }
+
+
+def _source(ground: Ground) -> TrainingSource:
+    grid = ground.scene.grid
+    return TrainingSource(
+        files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
+        crs=None if grid.crs is None else describe(grid.crs),
+        bounds=grid.bounds,
+        footprint=json.loads(shapely.to_geojson(grid.footprint())),
+    )
+
+
+def _band_cards(names: Sequence[str], given: str | None, scene: Scene) -> tuple[BandCard, ...]:
+    """Bands with the wavelengths of the sensor given, else of the scene's own where it is a shipped one."""
+    sensor = given or (scene.sensor if scene.sensor in list_sensors() else None)
+    known = {band.name: band for band in sensor_spec(sensor).bands} if sensor else {}
+    cards = []
+    for name in names:
+        band = known.get(name)
+        figures = {} if band is None else {key: getattr(band, key) for key in ("center_nm", "low_nm", "high_nm")}
+        cards.append(BandCard(name=name, **figures))
+    return tuple(cards)

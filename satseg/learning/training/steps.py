@@ -1,0 +1,109 @@
+"""What happens around a step of the optimiser: weights kept sound, averaged, and a run ended in time.
+
+An average of weights along the way (Polyak and Juditsky 1992) is a network of its own inside the learner, so that
+checkpoints, devices and ranks take it along; validation and the model use it instead of the weights that
+learn. Its first steps count more (at most (1 + n) / (10 + n) is kept of it), for else the random weights of the
+start stay in it through a short run. Statistics of batch normalisation are averaged alike: they belong to the
+weights. Rejected: swapping weights around validations, which leaves either kind in a checkpoint by the order of
+callbacks.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from satseg.learning.networks.network import Network
+
+log = logging.getLogger(__name__)
+
+
+def averaged_copy(network: Network) -> Network:
+    """A network to hold the average of `network`, now equal to it; it does not learn."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def take_into_average(average: Network, network: Network, *, step: int, decay: float) -> None:
+    """Move `average` towards `network` after `step` steps, counted from 1; whole numbers are copied."""
+    kept = min(decay, (1 + step) / (10 + step))
+    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
+    moving: list[tuple[Tensor, Tensor]] = []
+    for old, new in pairs:
+        if old.is_floating_point():
+            moving.append((old, new))
+        else:
+            old.copy_(new)
+    torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], 1 - kept)
+
+
+class Statistics:
+    """The running statistics of a network as they were after the last sound step.
+
+    A forward pass moves them before anyone can see that it was of no use, and NaN never leaves a mean again.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._now = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+        self._kept = [buffer.clone() for buffer in self._now]
+
+    def keep(self) -> None:
+        """Take the present ones for sound."""
+        if self._now:
+            torch._foreach_copy_(self._kept, self._now)
+
+    def restore(self) -> None:
+        """Go back to those last kept."""
+        if self._now:
+            torch._foreach_copy_(self._now, self._kept)
+
+
+def clipped(optimizer: torch.optim.Optimizer, norm: float) -> bool:
+    """Scale the gradients of `optimizer` down to at most `norm`, and return True; False, and none, if not finite."""
+    weights: Iterable[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if torch.isfinite(nn.utils.clip_grad_norm_(weights, norm)):
+        return True
+    optimizer.zero_grad(set_to_none=True)  # weights without a gradient stay where they are
+    return False
+
+
+class Patience(Callback):
+    """Ends a run after `rounds` validations in a row without a better mean Jaccard.
+
+    It is told in checkpoints, so that a run that was killed as it stopped does not start again.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._best = float("-inf")
+        self._waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run goes on with, as plain values."""
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the patience left to the run being resumed."""
+        self._best, self._waited = float(state_dict["best"]), int(state_dict["waited"])
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Do not go on with a run that had ended."""
+        trainer.should_stop = self._waited >= self._rounds
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Count the validation, and end the run when patience is out."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        jaccard = float(trainer.callback_metrics["jaccard"])
+        self._waited = 0 if jaccard > self._best else self._waited + 1
+        self._best = max(self._best, jaccard)
+        if self._waited >= self._rounds:
+            log.info("no better validation in %d rounds: the run ends at step %d", self._waited, trainer.global_step)
+            trainer.should_stop = True
