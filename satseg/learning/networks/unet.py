@@ -337,7 +337,7 @@ class Residual(nn.Module):
         super().__init__()
         *body, self.activation = _convs(config, source, width, config.convs_per_level)
         self.body = nn.Sequential(*body)
-        way = [] if source == width else _unit(config, source, width, size=1)[:-1]
+        way: nn.Sequential | list[nn.Module] = [] if source == width else _unit(config, source, width, size=1)[:-1]
         self.around = nn.Sequential(*way)
 
     def soften(self) -> None:
