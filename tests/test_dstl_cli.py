@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tomllib
 
 import numpy as np
 import pytest
 
-from satseg.errors import InputError, OutputError
+from satseg.errors import GridError, InputError, OutputError
 from satseg.imagery.scene import open_scene
 from satseg.run import RunConfig
 from satseg.tasks.dstl.check import check_folder
@@ -167,6 +168,39 @@ def test_a_generated_contest_is_read_whole(tmp_path):
     made = prepare(folder, tmp_path / "out", folds=2)
     assert sorted(made.labelled) == ids
     assert len(open_scene(scene_files(made.path, ids[0])).bands) == 20
+
+
+def test_a_tiles_products_are_laid_over_its_three_band_image(tmp_path):
+    from satseg.synthetic.contest import generate_contest
+
+    generate_contest(tmp_path / "c", seed=3, size=(300, 310), tiles=["6140_3_1"])
+    tile = ContestFolder.open(tmp_path / "c").tile("6140_3_1")
+    with open(tmp_path / "c/hidden/shifts.csv", newline="") as file:
+        planted = {row["Product"]: (float(row["dy_px"]), float(row["dx_px"])) for row in csv.DictReader(file)}
+    assert np.hypot(*planted["M"]) > 4
+    plain, moved = (tile.scene(units="pixels", register=register) for register in (False, True))
+    multi = next(one for one in moved.registrations if str(tile.files["M"]) in one.paths)
+    assert (multi.scene_rows, multi.scene_cols) == pytest.approx(planted["M"], abs=0.2)
+    assert moved.grid == plain.grid
+    assert moved.bands == plain.bands
+    assert any(str(tile.files["A"]) in text and "too few" in text for text in moved.warnings), "12 x 12 pixels"
+    some = tile.scene(units="pixels", register=True, products=("M",))
+    assert (some.bands, some.grid) == (moved.bands[4:12], moved.grid)
+    assert (some.registrations[0].rows, some.registrations[0].cols) == pytest.approx((multi.rows, multi.cols), abs=0.05)
+    like = [np.corrcoef(scene.read(bands=["rgb_red", "red"]).data.reshape(2, -1))[0, 1] for scene in (plain, moved)]
+    assert like[1] > like[0]
+
+
+@pytest.mark.parametrize("size", [(99, 94), (93, 100)])
+def test_a_panchromatic_file_may_be_some_pixels_off_on_each_side(tmp_path, size):
+    root = build_contest(tmp_path, IDS[:1])
+    tile = ContestFolder.open(root).tile(IDS[0])
+    write_tiff(tile.files["P"], np.full((1, *size), 300, np.uint16))
+    assert tile.scene(products=("P",)).sources[0].grid.shape == size
+    write_tiff(tile.files["P"], np.full((1, 101, 97), 300, np.uint16))
+    with pytest.raises(GridError) as caught:
+        tile.scene(products=("P",))
+    assert caught.value.code == "E-GRID-303"
 
 
 def test_the_truth_given_back_as_a_prediction_scores_one(run, contest, tmp_path):

@@ -3,12 +3,14 @@
 A tile's files state no place and have pixels of different sizes over the same ground. `Tile.scene` opens each by
 itself, with the names of its bands said, and lays it on its own grid in the tile's frame (`Tile.grid_of`); from there
 on a scene's ordinary resampling brings all of them onto the three-band grid. The grids are the one place where a
-product's place is decided, so that a registration found later changes a transform and no pixel.
+product's place is decided: `register` lays M and A, which were taken seconds apart from RGB, over it by changing a
+transform and no pixel (`satseg.imagery.registration`).
 Rejected: `open_scene` on the four files, which rightly refuses sizes that differ without a place.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ import geopandas
 
 from satseg.errors import BandError, GridError, InputError, LabelError, UsageError
 from satseg.grid import Grid
+from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.sources import BandSource
 from satseg.specs import suggest
@@ -30,7 +33,7 @@ THREE, SIXTEEN = "three_band", "sixteen_band"
 GRID_SIZES, WKT_LABELS, GEOJSON_LABELS = "grid_sizes.csv", "train_wkt_v4.csv", "train_geojson_v3"
 SAMPLE = "sample_submission.csv"
 ODD_PX = 3
-"""Pixels of a coarse file by which its shape may differ from the three-band file's; 1 in the contest's files."""
+"""Pixels by which a file's shape may differ from the three-band file's, or, as fine as that, each of its sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,9 @@ class Tile:
         GridError
             The file is of another shape than the tile, or finer (E-GRID-303).
         """
+        as_fine = max(abs(size.width - frame.width), abs(size.height - frame.height)) <= ODD_PX
         odd = abs(size.width / frame.width * frame.height - size.height)
-        if odd > ODD_PX or size.width > frame.width + ODD_PX:
+        if not as_fine and (odd > ODD_PX or size.width > frame.width + ODD_PX):
             raise GridError(
                 f"{size.width} x {size.height} pixels do not show the ground of {frame.width} x {frame.height}, "
                 f"the three-band file's of {self.image_id}",
@@ -100,8 +104,10 @@ class Tile:
             )
         return frame.grid(height=size.height, width=size.width, units=units)
 
-    def scene(self, *, products: Sequence[Product] = PRODUCTS, units: Units = "label") -> Scene:
-        """Return the tile's files as one scene on the three-band grid, without CRS; reads no pixels.
+    def scene(
+        self, *, products: Sequence[Product] = PRODUCTS, units: Units = "label", register: bool = False
+    ) -> Scene:
+        """Return the tile's files as one scene on the three-band grid, without CRS; reads no pixels, but to register.
 
         Parameters
         ----------
@@ -109,6 +115,9 @@ class Tile:
             Whose bands it has, in that order; the three-band file is opened in any case, for the grid.
         units : "label", "metres" or "pixels"
             Of the scene's coordinates: labels as they are, or lengths (see `Frame`).
+        register : bool
+            Lay the other products over the three-band image, which the labels were drawn on; what was found is in
+            `registrations`, and in `warnings` where it failed.
 
         Raises
         ------
@@ -125,13 +134,13 @@ class Tile:
         frame = self._frame_on(lead.grid)
         sources: list[BandSource] = []
         warnings = list(lead.warnings)
-        for product in products:
+        for product in dict.fromkeys(("rgb", *products)) if register else products:
             own = lead if product == "rgb" else self._open(product)
             warnings += [] if own is lead else own.warnings
             grid = self.grid_of(product, frame, own.grid, units=units)
             # `placed` stays as the file has it: it tells how the file is to be opened.
             sources += [replace(source, file=replace(source.file, grid=grid)) for source in own.sources]
-        return Scene(
+        scene = Scene(
             self.image_id,
             self.grid_of("rgb", frame, lead.grid, units=units),
             tuple(sources),
@@ -139,6 +148,14 @@ class Tile:
             naming="by product of the DSTL contest",
             warnings=tuple(warnings),
         )
+        return self._registered(scene, products) if register else scene
+
+    def _registered(self, scene: Scene, products: Sequence[Product]) -> Scene:
+        """`scene` with its products over the three-band image, and with the bands of `products` alone."""
+        moved = registered(scene)
+        by_path = {os.fspath(self.files[product]): product for product in PRODUCTS}
+        kept = [[source for source in moved.sources if by_path[source.path] == product] for product in products]
+        return replace(moved, sources=tuple(source for sources in kept for source in sources))
 
     def _frame_on(self, grid: Grid) -> Frame:
         try:
