@@ -10,9 +10,11 @@ import torch
 
 import satseg
 from satseg.errors import BandError, InputError, LabelError, OutputError, UsageError
+from satseg.learning.training import feed
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.feed import Budget
 from satseg.learning.training.learner import schedule
+from satseg.run import TrainOptions
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, squares, tiny_model
 
@@ -145,6 +147,27 @@ def test_budget_counts_steps_or_minutes():
     assert Budget(10, None).share(4) == pytest.approx(0.4)
     assert Budget(None, 1.0, before_s=45).share(0) == pytest.approx(0.75, abs=0.01)
     assert Budget(10, None).share(99) == 1.0
+    assert Budget(None, 600.0, most_steps=20).share(5) == pytest.approx(0.25, abs=0.01)
+    assert Budget(10, None, most_steps=5).share(5) == 0.5  # steps asked for are steps made
+
+
+def test_minutes_end_when_the_ground_has_been_seen_often_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "LEAST_STEPS", 3)
+    data = [squares(tmp_path)]
+    made = satseg.train(data, minutes=5, passes=1e-3, **FAST)
+    assert made.card.training.steps == 3
+    assert satseg.plan(data, minutes=5, passes=1e-3, **FAST).most_steps == 3
+    long = satseg.plan(data, minutes=5, passes=50, **FAST)
+    assert f"5 minutes, {long.most_steps:,} steps at most, on cpu" in long.to_text()
+    assert satseg.plan(data, minutes=5, passes=0, **FAST).most_steps is None
+    assert satseg.plan(data, steps=5, **FAST).most_steps is None
+
+
+def test_most_steps_see_all_of_the_ground_as_often_as_asked_on_all_ranks_together():
+    options = TrainOptions(passes=60, chip=100, batch=10, accumulate=2)
+    assert feed.most_steps(options, 4e6) == 60 * 4e6 / (100 * 100 * 10 * 2)
+    assert feed.most_steps(options, 4e6, ranks=2) == feed.LEAST_STEPS
+    assert feed.most_steps(options, 4e7, ranks=2) == 6000
 
 
 def test_threshold_curve_equals_direct_counts():

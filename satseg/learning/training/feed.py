@@ -6,6 +6,7 @@ part of the budget is used up, which only the learner can tell: it gives the sam
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ ATTEMPTS = 8
 """Draws of a chip before one without a pixel to learn from is taken."""
 OPEN_GROUNDS = 64
 """Grounds whose files are open at a time: a process may have about a thousand, and a scene may be many."""
+LEAST_STEPS = 600
+"""Of a run in minutes, however little ground there is: before that a network has not learnt enough of any."""
 VALID_TILE_PX = 512
 VALID_HALO_PX = 128
 """Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
@@ -37,10 +40,14 @@ Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(slots=True)
 class Budget:
-    """How much of a run is done, in steps or in minutes of wall time; carried through a resume."""
+    """How much of a run is done, in steps or in minutes of wall time; carried through a resume.
+
+    Minutes end early after `most_steps` steps.
+    """
 
     steps: int | None
     minutes: float | None
+    most_steps: float = math.inf
     before_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
     agreed_s: float | None = None
@@ -60,7 +67,7 @@ class Budget:
         if self.steps is not None:
             return min(1.0, step / self.steps)
         elapsed_s = self.elapsed_s if self.agreed_s is None else self.agreed_s
-        return min(1.0, elapsed_s / (60 * (self.minutes or 1.0)))
+        return min(1.0, max(elapsed_s / (60 * (self.minutes or 1.0)), step / self.most_steps))
 
 
 class Chips(Dataset[Chip]):
@@ -165,14 +172,16 @@ def stack_chips(chips: Sequence[Chip]) -> Batch:
 
 
 def training_batches(
-    prepared: Prepared, options: TrainOptions, changes: AugmentOptions, *, budget: Budget, moment: Callable[[], Moment]
+    prepared: Prepared, options: TrainOptions, changes: AugmentOptions, *, budget: Budget,
+    moment: Callable[[], Moment], ranks: int = 1,
 ) -> DataLoader[Chip]:
-    """Batches of chips, round after round, as `options` and `changes` say."""
+    """Batches of chips, round after round, as `options` and `changes` say; `budget` gets to know its most steps."""
     room = options.cache_mb * 2**20
     sampler = ChipSampler(
         prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes,
         cache_bytes=room,
     )  # fmt: skip
+    budget.most_steps = most_steps(options, sampler.area_px, ranks=ranks)
     return DataLoader(
         Chips(sampler, cache_bytes=room),
         batch_sampler=RoundSampler(budget, options.batch, moment, accumulate=options.accumulate),
@@ -180,6 +189,17 @@ def training_batches(
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
     )
+
+
+def most_steps(options: TrainOptions, area_px: float, *, ranks: int = 1) -> float:
+    """Steps in which `options.passes` times the pixels of the ground are seen, and at least `LEAST_STEPS`.
+
+    Learning goes on for ever on the ground that is seen again and again, but not for places that never are. With
+    two towns learnt and the third scored, 54 passes (600 steps, 3 CPU-minutes) gave a pooled Jaccard of 0.58 and an
+    F1 of 0.60 where 170 passes (1870 steps, 10 CPU-minutes) gave 0.52 and 0.53. Without end for 0 passes.
+    """
+    pixels = options.chip**2 * options.batch * options.accumulate * ranks
+    return max(LEAST_STEPS, math.ceil(options.passes * area_px / pixels)) if options.passes else math.inf
 
 
 def validation_tiles(

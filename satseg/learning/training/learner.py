@@ -49,6 +49,8 @@ from satseg.learning.training.steps import Patience, Statistics, averaged_copy, 
 from satseg.progress import Progress
 from satseg.run import RunConfig
 
+log = logging.getLogger(__name__)
+
 
 class Learner(lightning.LightningModule):
     """The network with its loss, schedule and whole-ground validation.
@@ -247,7 +249,9 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     given = given_ranks()
     checkpoint = checkpoint_to_resume(folder) if resume else None
     options = learner.options
-    chips = training_batches(prepared, options, learner.changes, budget=learner.budget, moment=learner.moment)
+    chips = training_batches(
+        prepared, options, learner.changes, budget=learner.budget, moment=learner.moment, ranks=given.count
+    )
     tiles = validation_tiles(prepared, options, learner.network, rank=given.rank, ranks=given.count)
     if given.leads:
         _keep_metrics(folder)
@@ -258,6 +262,8 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
         with _interrupts(), full_disks_stop_resumably(folder):
             trainer.fit(learner, chips, tiles, ckpt_path=checkpoint)
         steps, seconds = trainer.global_step, learner.budget.elapsed_s
+        if timed and steps >= learner.budget.most_steps:
+            log.info("%d steps have seen the ground often enough; passes = 0 would go on", steps)
         if given.leads:  # validating, the others take the weights over
             restore(learner, folder / BEST)
         trainer.validate(learner, tiles, verbose=False)

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from satseg.crs import describe
 from satseg.learning.machine import resident_bytes
 from satseg.learning.networks.network import Network
-from satseg.learning.training.feed import VALID_TILE_PX
+from satseg.learning.training.feed import VALID_TILE_PX, most_steps
 from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.learner import Learner
 from satseg.learning.training.sampling import ChipSampler
@@ -86,6 +86,7 @@ class Plan:
     device: str
     steps: int | None
     minutes: float | None
+    most_steps: int | None
     host_bytes: int
     device_bytes: int
     prepared: Prepared = field(repr=False, compare=False)
@@ -124,7 +125,7 @@ class Plan:
 
 def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
     """Return the plan of a run that is ready to start."""
-    network, train = learner.network, run.train
+    network, train, sampler = learner.network, run.train, run_sampler(prepared.grounds, learner)
     kept = memory_bytes(
         network, batch=train.batch, bands=len(prepared.bands), classes=len(prepared.classes), chip=train.chip
     )
@@ -132,7 +133,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
     on_cpu = learner.target.type == "cpu"
     return Plan(
         scenes=_scene_plans(prepared),
-        classes=_class_plans(prepared, learner),
+        classes=_class_plans(prepared, sampler),
         bands=prepared.bands,
         gsd_m=prepared.gsd_m,
         chip=train.chip,
@@ -145,6 +146,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
         device=str(learner.target),
         steps=train.steps,
         minutes=train.minutes,
+        most_steps=_most_steps(sampler, learner),
         host_bytes=resident_bytes() + cached + (kept if on_cpu else 0),
         device_bytes=kept,
         prepared=prepared,
@@ -235,7 +237,7 @@ def _scene_plan(ground: Ground, role: str) -> ScenePlan:
     )
 
 
-def _class_plans(prepared: Prepared, learner: Learner) -> tuple[ClassPlan, ...]:
+def _class_plans(prepared: Prepared, sampler: ChipSampler) -> tuple[ClassPlan, ...]:
     names = [item.name for item in prepared.classes]
     whole = [class_areas(ground, held=False) for ground in prepared.grounds]
     other = [class_areas(ground, held=True) for ground in prepared.validation]
@@ -243,7 +245,7 @@ def _class_plans(prepared: Prepared, learner: Learner) -> tuple[ClassPlan, ...]:
     areas, held = (np.sum([of_class for _, of_class, _ in part], axis=0) for part in (whole, other))
     features, held_features = (np.sum([counts for _, _, counts in part], axis=0) for part in (whole, other))
     total = areas + held if apart(prepared) else areas
-    chips = chip_shares(prepared.grounds, run_sampler(prepared.grounds, learner))
+    chips = chip_shares(prepared.grounds, sampler)
     colors = class_colors(names, {item.name: item.color for item in prepared.classes if item.color})
     return tuple(
         ClassPlan(
@@ -259,6 +261,13 @@ def _class_plans(prepared: Prepared, learner: Learner) -> tuple[ClassPlan, ...]:
     )
 
 
+def _most_steps(sampler: ChipSampler, learner: Learner) -> int | None:
+    """Steps that end a run of minutes before its time, if any do."""
+    if learner.options.steps is not None or not learner.options.passes:
+        return None
+    return int(most_steps(learner.options, sampler.area_px))
+
+
 def _cache_bytes(prepared: Prepared, room: int) -> int:
     """Decoded blocks that are kept: at most `room` for chips, and again for validation."""
     grounds = {id(ground): ground for ground in (*prepared.grounds, *prepared.validation)}.values()
@@ -271,6 +280,7 @@ def _cache_bytes(prepared: Prepared, room: int) -> int:
 
 def _facts(plan: Plan) -> list[str]:
     budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
+    budget += f", {plan.most_steps:,} steps at most," if plan.most_steps is not None else ""
     chips = plan.batch * plan.accumulate
     passes = max(1, round(plan.ground_px / plan.pixels_per_step))
     memory = f"about {_size(plan.host_bytes)}"

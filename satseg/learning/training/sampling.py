@@ -103,7 +103,7 @@ class ChipSampler:
         self.grounds = tuple(grounds)
         self.size, self.seed, self.balance, self.changes = size, seed, balance, changes
         maps = [occupancy(ground, among=len(self.grounds)) for ground in self.grounds]
-        area = sum(one.area_px for one in maps)
+        self.area_px = area = sum(one.area_px for one in maps)
         empty = [g.scene.name for g, one in zip(self.grounds, maps, strict=True) if not one.free.any()]
         if area == 0:
             raise LabelError(
