@@ -19,7 +19,7 @@ from satseg.imagery.scene import open_scene
 from tests.factories import ORIGIN, UTM, noise, north_up, rotated, write_tiff
 
 SHIFT = (2.30, -1.70)
-SIDES = (430, 490)
+SIDES = (310, 370)
 """Height and width of the ground in fine pixels of a metre, where nothing else is said."""
 
 
@@ -94,6 +94,12 @@ def with_hole(data):
     return data
 
 
+def veiled(data):
+    """One inverted band with a texture of its own, and noise: it cannot be placed exactly, as infrared by visible light."""
+    own = ground(*data.shape[1:], seed=9)[:1]
+    return noisy(1700 - data[:1] + 0.4 * own)
+
+
 CHANGES = {
     "the same response": lambda data: data,
     "inverted": lambda data: 1700 - data,
@@ -117,13 +123,21 @@ def test_a_planted_shift_is_recovered_within_a_tenth_of_a_pixel(tmp_path, change
 
 @pytest.mark.parametrize(
     ("ratio", "sides", "change"),
-    [(4.0, (830, 960), "inverted"), (4.13, (830, 960), "the same response"), (24.2, (1800, 2100), "inverted")],
+    [(4.0, (530, 620), "inverted"), (4.13, (430, 490), "the same response"), (24.2, (1000, 1150), "inverted")],
 )
 def test_pixels_many_times_as_coarse_are_laid_right_to_a_tenth_of_theirs(tmp_path, ratio, sides, change):
     found = only(open_scene(pair(tmp_path, ratio=ratio, sides=sides, change=CHANGES[change]), register=True))
     assert found.accepted
     assert (found.rows, found.cols) == pytest.approx(SHIFT, abs=0.1)
     assert found.scene_rows == pytest.approx(found.rows * ratio)
+
+
+@pytest.mark.parametrize(("ratio", "sides"), [(4.13, (430, 490)), (24.2, (1000, 1150))])
+def test_what_cannot_be_placed_exactly_is_off_by_no_more_than_its_error_tells(tmp_path, ratio, sides):
+    found = only(open_scene(pair(tmp_path, ratio=ratio, sides=sides, change=veiled), register=True))
+    assert found.accepted
+    assert f"{found.error:.2f} px" in str(found)
+    assert 0 < np.hypot(found.rows - SHIFT[0], found.cols - SHIFT[1]) <= 3 * found.error
 
 
 @pytest.mark.parametrize(("place", "crs"), [(rotated(25, 1.0), UTM), (north_up(1.0), None)])
@@ -133,8 +147,8 @@ def test_grids_may_be_turned_and_without_crs(tmp_path, place, crs):
     assert (found.east_m is None) == (crs is None)
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.floats(-6, 6), st.floats(-6, 6), st.integers(350, 420), st.integers(350, 420))
+@settings(max_examples=3, deadline=None)
+@given(st.floats(-6, 6), st.floats(-6, 6), st.integers(290, 350), st.integers(290, 350))
 def test_any_shift_within_reach_is_recovered(tmp_path_factory, rows, cols, height, width):
     paths = pair(tmp_path_factory.mktemp("any"), ratio=1.5, shift=(rows, cols), sides=(height, width))
     found = only(open_scene(paths, register=True))
@@ -190,7 +204,7 @@ def test_files_of_one_grid_move_together(tmp_path):
 
 @pytest.mark.parametrize("turn", [0.4, -0.2])
 def test_a_turn_is_found_where_it_is_looked_for(tmp_path, turn):
-    paths = pair(tmp_path, ratio=2.0, sides=(700, 800), shift=(0.0, 0.0))
+    paths = pair(tmp_path, ratio=2.0, sides=(430, 490), shift=(0.0, 0.0))
     with rasterio.open(paths[1], "r+") as file:
         grid = Grid(file.height, file.width, file.transform, file.crs)
         file.transform = Motion(-SHIFT[0], -SHIFT[1], np.radians(-turn)).undone(grid).transform
@@ -225,7 +239,7 @@ def test_what_shows_nothing_of_the_other_product_stays(tmp_path, change, word):
     assert is_left(open_scene(paths, register=True), paths, word)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_unrelated_noise_stays(tmp_path, seed):
     paths = [
         write_tiff(tmp_path / "a.tif", noise(2, 300, 340, seed=seed), transform=north_up(1.0)),
