@@ -162,7 +162,7 @@ class TrainOptions(BaseModel):
 
     minutes: Annotated[float | None, Field(gt=0, description="budget in minutes of wall time")] = None
     steps: Annotated[int | None, Field(gt=0, description="budget in optimiser steps")] = None
-    passes: float = Field(60.0, ge=0, description="times the ground is seen that end a run of minutes; 0: never")
+    passes: float = Field(100.0, ge=0, description="times the ground is seen that end a run of minutes; 0: never")
     seed: int = Field(0, ge=0)
     device: str = "auto"
     devices: Annotated[
