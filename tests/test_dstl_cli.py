@@ -146,6 +146,9 @@ def test_prepare_leaves_what_is_there_and_nothing_half_done(contest, ready, tmp_
     assert caught.value.code == "E-IN-315"
     made = prepare(ContestFolder.open(empty), tmp_path / "out", folds=2, products=("rgb", "P"))
     assert open_scene(scene_files(made.path, IDS[0])[:2]).bands == ("rgb_red", "rgb_green", "rgb_blue", "pan")
+    assert tomllib.loads((tmp_path / "out" / "fold1.toml").read_text())["data"]["registered"] is True
+    prepare(ContestFolder.open(empty), tmp_path / "rgb", folds=2, products=("rgb",))
+    assert "registered" not in (tmp_path / "rgb" / "all.toml").read_text(), "there is nothing to lay over"
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
 
 

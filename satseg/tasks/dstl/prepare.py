@@ -4,7 +4,8 @@ A run file names files, and the contest's files state no place. So each is linke
 few hundred bytes, GDAL's ``.aux.xml``, which gives it the place and the band names that `Tile.scene` gives it; four
 links are then a scene for every command of satseg, and of QGIS. Labels are written once per tile, folds by ground as
 run files. Coordinates are metres of the tile's frame (0.31 m a pixel, see `frame`), so that least areas of the class
-list ``dstl``, which are in square metres, mean what they say; `read_predictions` brings them back.
+list ``dstl``, which are in square metres, mean what they say; `read_predictions` brings them back. Run files of several
+products ask for registration: M lies off by some pixels of RGB, A by tens, and the outer edges say nothing of it.
 Rejected: one GeoTIFF of 20 bands per tile on the three-band grid (455 MB each, 200 GB for 450 tiles of 20 GB), a VRT
 (which can read any file, and is not opened unless asked for), and world files (they name no bands).
 """
@@ -206,6 +207,7 @@ def _run_file(
         "[data]",
         f'sensor = "{SENSOR}"',
         'class_spec = "dstl"',
+        *(["registered = true"] if len(products) > 1 else []),
         f"classes = {json.dumps(known)}",
         *_scene_lines("scenes", split.train, products),
         *(_scene_lines("valid_scenes", split.valid, products) if split.valid else []),
