@@ -174,3 +174,14 @@ def test_options_of_another_version_are_left_out_with_a_warning(trained, caplog)
     merged = dataclasses.replace(start, card=card).options(RunConfig())
     assert merged.train.chip == 64
     assert "spin" in caplog.text
+
+
+def test_a_card_from_before_an_argument_of_the_network_means_what_loading_it_means(trained):
+    start = Start.load(trained[0])
+    told = {name: v for name, v in start.card.architecture.arguments.items() if name not in ("residual", "squeeze")}
+    card = start.card.model_copy(
+        update={"architecture": start.card.architecture.model_copy(update={"arguments": told})}
+    )
+    merged = dataclasses.replace(start, card=card).options(RunConfig())
+    assert RunConfig().model.residual
+    assert (merged.model.residual, merged.model.squeeze) == (False, False)

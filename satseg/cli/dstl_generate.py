@@ -13,7 +13,7 @@ from satseg.cli.common import overwrite_option, progress_bar, split
 @click.option("--full-size", is_flag=True, help="Tiles of 3349 x 3396 pixels instead of 335 x 340.")
 @click.option(
     "--tiles", metavar="ID,ID", callback=lambda *a: split(a[2]),
-    help="Tiles to make, such as 6120_2_2; the 25 labelled and 32 scored ones by default.",
+    help="Tiles to make, such as 6110_1_2; the 25 labelled and 32 scored ones by default.",
 )  # fmt: skip
 @click.option("--decoys", type=int, default=0, show_default=True, help="Unlabelled tiles that get images too.")
 @overwrite_option

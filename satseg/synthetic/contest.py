@@ -106,7 +106,7 @@ def make_tile(name: str, *, seed: int = 0, size: tuple[int, int] = SMALL_SIZE) -
     Parameters
     ----------
     name : str
-        One of the 450 ids, such as "6120_2_2".
+        One of the 450 ids, such as "6110_1_2".
     seed : int
         0 or more.
     size : tuple of int

@@ -1,19 +1,21 @@
 """Who takes part in a generated contest: ids, twins, sizes, shifts, and how much of each class a tile holds.
 
-The ids, the twin regions, the sizes, the misregistration and the class areas are those measured on
-the DSTL contest of 2016-17 (docs/design.md says where). Everything here follows from the seed and
-the id of one tile, so a tile is the same whatever else is made. Rejected: drawing class shares at
-random: one river in two tiles and a truck in eight are what made that contest hard.
+The twin regions, the sizes, the misregistration, each class's mean area and the number of tiles that hold it are those
+measured on the DSTL contest of 2016-17 (docs/design.md says where); which tile holds how much is made up. Everything
+here follows from the seed and the id of one tile, so a tile is the same whatever else is made. Rejected: drawing every
+share by itself: one river in two tiles and a truck in eight are what made that contest hard.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cache
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 CONTEST_CLASSES = (
     "Buildings", "Misc. Manmade structures", "Road", "Track", "Trees", "Crops", "Waterway",
@@ -30,64 +32,37 @@ REGIONS = tuple(range(6010, 6190, 10))
 TWINS = {6140: 6110, 6130: 6020, 6150: 6030}
 """Region to the region that shows the same ground at another time."""
 SCORED = (
-    "6010_0_1", "6020_0_4", "6020_1_3", "6020_4_3", "6030_1_2", "6030_1_4", "6050_3_3", "6050_4_4",
-    "6060_0_0", "6060_0_1", "6060_0_3", "6060_1_4", "6060_2_0", "6060_4_1", "6070_3_4", "6080_4_1",
-    "6080_4_4", "6090_3_2", "6090_3_4", "6100_0_2", "6100_2_4", "6110_2_3", "6120_0_2", "6120_1_4",
-    "6120_3_3", "6120_4_4", "6140_2_3", "6150_3_4", "6150_4_3", "6160_0_0", "6160_1_4", "6170_4_4",
+    "6010_3_0", "6010_4_3", "6020_0_0", "6020_1_1", "6020_2_2", "6030_1_1", "6030_1_4", "6040_4_2",
+    "6050_1_3", "6050_2_0", "6060_1_1", "6060_2_0", "6060_2_2", "6060_4_4", "6070_0_4", "6080_2_0",
+    "6080_2_2", "6090_2_0", "6090_2_1", "6090_2_3", "6100_1_0", "6100_3_3", "6110_2_0", "6120_0_4",
+    "6120_2_3", "6120_3_4", "6140_0_3", "6150_0_1", "6150_4_1", "6160_0_1", "6160_3_2", "6170_4_2",
 )  # fmt: skip
 MOVED = ("6010_1_2", "6040_4_4", "6070_2_3", "6100_2_2")
 """Labelled tiles that are still in the sample submission."""
 
-_NONE = (0, 0, 0)
-_TABLE: dict[str, tuple[tuple[float, ...], tuple[int, int, int]]] = {
-    "6010_1_2": ((0, 0.0653, 0, 1.33, 4.56, 0, 0, 0, 0, 0), (0, 44, 0)),
-    "6010_4_2": ((0, 0, 0, 1.95, 12.3, 0, 0, 0, 0, 0), _NONE),
-    "6010_4_4": ((0, 0, 0, 0, 22.9, 0, 0, 0, 0, 0), _NONE),
-    "6040_1_0": ((0, 0, 0, 1.44, 8.01, 0, 0, 0, 0, 0), _NONE),
-    "6040_1_3": ((0, 0, 0, 0.202, 18.7, 3.66, 0, 0, 0, 0), _NONE),
-    "6040_2_2": ((0, 0, 0, 0.958, 18.7, 0, 0, 0, 0, 0), _NONE),
-    "6040_4_4": ((0, 0, 0, 1.89, 2.92, 0, 0, 0, 0, 0), _NONE),
-    "6060_2_3": ((0.139, 0.304, 0, 3.03, 8.45, 93.6, 0, 0, 0, 0.000317), (62, 173, 0)),
-    "6070_2_3": ((1.55, 0.308, 0.813, 0, 16.0, 0, 10.6, 0.0543, 0, 0.00584), (109, 81, 3)),
-    "6090_2_0": ((0, 0.0343, 0, 0.407, 10.1, 28.2, 0, 0.313, 0, 0.000799), (0, 11, 19)),
-    "6100_1_3": ((8.77, 2.73, 2.21, 12.3, 6.20, 2.69, 0, 0.684, 0.0110, 0.0459), (2208, 1581, 4)),
-    "6100_2_2": ((3.18, 0.819, 1.19, 3.72, 7.61, 44.3, 1.88, 0.0512, 0.0100, 0.0242), (633, 454, 1)),
-    "6100_2_3": ((8.22, 1.41, 1.21, 9.59, 7.53, 0, 0, 0.0603, 0.0148, 0.0661), (1690, 1226, 2)),
-    "6110_1_2": ((13.1, 2.86, 0.419, 4.18, 3.32, 49.8, 0, 0.153, 0, 0.00647), (1584, 1420, 63)),
-    "6110_3_1": ((4.55, 1.26, 3.63, 2.82, 5.41, 57.6, 0, 0.553, 0.0181, 0.0253), (581, 706, 9)),
-    "6110_4_0": ((2.41, 0.573, 1.84, 2.81, 5.74, 80.8, 0, 1.42, 0.0136, 0.00167), (437, 502, 24)),
-    "6120_2_0": ((1.80, 0.726, 0.851, 4.40, 5.64, 79.6, 0, 0, 0.0138, 0.00405), (573, 1193, 0)),
-    "6120_2_2": ((20.7, 2.04, 4.25, 8.65, 4.43, 10.3, 0, 0.286, 0.00758, 0.156), (1962, 3201, 6)),
-    "6140_1_2": ((12.9, 2.45, 0.354, 4.15, 3.10, 49.6, 0, 0.142, 0, 0.00857), (1607, 1111, 75)),
-    "6140_3_1": ((5.20, 1.43, 3.43, 2.52, 5.89, 57.4, 0, 0.466, 0.00421, 0.0358), (565, 563, 9)),
-    "6150_2_3": ((0, 0.606, 0, 3.02, 13.5, 80.7, 0, 0, 0, 0), (0, 47, 0)),
-    "6160_2_1": ((0, 0, 0, 2.80, 10.3, 0, 0, 0, 0, 0), _NONE),
-    "6170_0_4": ((0, 0.00165, 0, 0.199, 24.9, 0, 0, 0.0152, 0, 0), (0, 1, 8)),
-    "6170_2_4": ((0, 0.00106, 0, 2.51, 7.78, 49.5, 0, 0.00889, 0, 0), (0, 1, 1)),
-    "6170_4_1": ((0, 0, 0, 0.135, 20.2, 0, 0, 0, 0, 0), _NONE),
+LABELLED_KINDS = {
+    "6010_1_2": "forest", "6010_2_4": "wood", "6010_4_2": "forest", "6040_0_3": "wood", "6040_1_0": "forest",
+    "6040_2_3": "wood", "6040_4_4": "forest", "6060_2_3": "fields", "6070_2_3": "river", "6090_1_3": "fields",
+    "6100_2_2": "river", "6100_4_0": "village", "6100_4_1": "town", "6110_1_2": "town", "6110_3_1": "village",
+    "6110_4_0": "fields", "6120_0_1": "town", "6120_3_2": "village", "6140_1_2": "town", "6140_3_1": "village",
+    "6150_1_3": "fields", "6160_2_1": "forest", "6170_0_4": "forest", "6170_1_0": "wood", "6170_1_4": "forest",
 }
-"""Labelled tile to percent of its area per class, and polygons of buildings, structures and ponds."""
-LABELLED = tuple(sorted(_TABLE))
-POOLS = {
-    6010: ("6010_4_4", "6010_1_2", "6010_4_2"),
-    6020: ("6120_2_2", "6100_2_2", "6110_3_1"),
-    6030: ("6150_2_3",),
-    6040: ("6040_1_0", "6040_1_3", "6040_2_2", "6040_4_4"),
-    6050: ("6070_2_3", "6040_1_0", "6100_1_3"),
-    6060: ("6060_2_3", "6110_4_0", "6060_2_3", "6090_2_0"),
-    6070: ("6070_2_3",),
-    6080: ("6170_2_4", "6100_2_3"),
-    6090: ("6090_2_0", "6100_2_2"),
-    6100: ("6100_2_2", "6100_1_3", "6100_2_3"),
-    6110: ("6110_1_2", "6110_3_1", "6110_4_0"),
-    6120: ("6120_2_2", "6120_2_0"),
-    6160: ("6160_2_1", "6040_2_2"),
-    6170: ("6170_2_4", "6170_0_4", "6170_4_1"),
+"""Labelled tile to what kind of country it shows."""
+LABELLED = tuple(LABELLED_KINDS)
+KINDS = {
+    "forest": (0.02, 0.05, 0.0, 0.4, 1.8, 0.02, 0.0, 0.1, 0.0, 0.0),
+    "wood": (0.05, 0.1, 0.1, 0.5, 1.5, 0.5, 0.0, 0.15, 0.0, 0.05),
+    "fields": (0.5, 0.6, 0.5, 1.0, 0.7, 4.0, 0.0, 0.8, 0.7, 0.2),
+    "village": (1.5, 1.5, 1.5, 1.3, 0.6, 2.0, 0.0, 1.2, 1.2, 1.0),
+    "river": (1.0, 1.0, 1.0, 1.0, 0.9, 1.0, 1.0, 0.6, 0.9, 0.7),
+    "town": (3.5, 2.5, 1.8, 1.6, 0.4, 1.0, 0.0, 1.0, 1.0, 2.0),
 }
-"""Region of ground to the labelled tiles that its other tiles take after: a guess, the truth is hidden."""
+"""Kind of country to how much it leans to each class, against the others."""
+SIZES_M2 = (75.0, 15.6, 204.0)
+"""Mean area of a building, a structure and a pond: areas over counts of the original's 25 tiles."""
 CAR_M2, TRUCK_M2, LEAST_POND_M2 = 7.0, 15.0, 20.0
-MOST_STRUCTURE_M2 = 40.0
-"""Mean structures are no larger, which one tile's are: they should not look like houses."""
+MOST_SHARE = 0.93
+"""Of a tile that one class takes: the most in the original."""
 TILE_M2 = FULL_SIZE[0] * FULL_SIZE[1] * GSD_M**2
 """Area of an original tile."""
 M_RATIO, A_RATIO = 4.0, 24.96
@@ -153,24 +128,36 @@ class Recipe:
 
 
 def recipe_of(tile: TileId, seed: int) -> Recipe:
-    """Return the recipe of a tile; twins have one, other tiles than the labelled vary those of their pool."""
-    ground = tile.ground
-    sights = [str(TileId(region, tile.row, tile.col)) for region in (ground.region, *_twins_of(ground.region))]
-    known = [name for name in sights if name in _TABLE]
-    pool = POOLS.get(ground.region, ())
-    percent, numbers = _TABLE[known[0] if known else pool[(5 * tile.row + tile.col) % len(pool)]]
-    sway = np.ones(10) if known else np.exp(ground.rng(seed, 11).normal(0, 0.15, 10))
-    shares = np.minimum(np.array(percent) / 100 * sway, 0.93)
-    sizes = [
-        share / 100 * TILE_M2 / number if number else usual
-        for share, number, usual in zip((percent[0], percent[1], percent[7]), numbers, (70, 14, 190), strict=True)
-    ]
-    building, structure, pond = sizes
-    return Recipe(tuple(float(share) for share in shares), building, min(structure, MOST_STRUCTURE_M2), pond)
+    """Return the recipe of a tile; twins have one, other tiles than the labelled vary that of one of them."""
+    known, table = [TileId.parse(name) for name in LABELLED], _labelled_shares()
+    same = [number for number, other in enumerate(known) if other.ground == tile.ground]
+    near = [number for number, other in enumerate(known) if other.ground.region == tile.ground.region]
+    pool = same or near or [*range(len(known))]
+    shares = table[pool[(5 * tile.row + tile.col + tile.region // 10) % len(pool)] if not same else same[0]]
+    if not same:
+        shares = shares * np.exp(tile.ground.rng(seed, 11).normal(0, 0.15, 10))
+    return Recipe(tuple(float(share) for share in np.minimum(shares, MOST_SHARE)), *SIZES_M2)
 
 
-def _twins_of(region: int) -> list[int]:
-    return [later for later, first in TWINS.items() if first == region]
+@cache
+def _labelled_shares() -> NDArray[np.float64]:
+    """Shares (25, 10) of the labelled tiles: of each class the mean and the number of tiles that hold it are kept."""
+    grounds = [TileId.parse(name).ground for name in LABELLED]
+    sway = {ground: np.exp(np.random.default_rng([7, *astuple(ground)]).normal(0, 0.4, 10)) for ground in grounds}
+    leaning = np.array([KINDS[kind] for kind in LABELLED_KINDS.values()])
+    leaning = leaning * np.array([sway[ground] for ground in grounds])
+    shares: NDArray[np.float64] = np.zeros(leaning.shape)
+    for k, (mean, count) in enumerate(zip(MEAN_SHARES, TILES_WITH, strict=True)):
+        held: list[int] = []
+        for number in np.argsort(-leaning[:, k], kind="stable"):
+            twins = [other for other, ground in enumerate(grounds) if ground == grounds[number]]
+            if number not in held and len(held) + len(twins) <= count:
+                held += twins
+        weight, wanted = leaning[held, k], mean / 100 * len(LABELLED)
+        for _ in range(20):  # a share has an end: the others make up for it
+            shares[held, k] = np.minimum(weight * wanted / weight.sum(), MOST_SHARE)
+            weight = np.where(shares[held, k] < MOST_SHARE, weight * wanted / shares[held, k].sum(), weight)
+    return shares
 
 
 @dataclass(frozen=True, slots=True)

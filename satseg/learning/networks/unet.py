@@ -114,6 +114,8 @@ class UNetConfig:
         for name, allowed in (("norm", Norm), ("activation", Activation), ("upsampling", Upsampling)):
             choices = get_args(allowed)
             _require(getattr(self, name) in choices, self, name, f"one of {', '.join(choices)}")
+        for name in ("residual", "squeeze"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         _require(self.stem in (1, 2, 4), self, "stem", "1, 2 or 4")
         _require(0 <= self.dropout < 1, self, "dropout", "at least 0 and below 1")
         _require(0.25 <= self.width_multiplier <= 4, self, "width_multiplier", "between 0.25 and 4")

@@ -262,7 +262,7 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
         with _interrupts(), full_disks_stop_resumably(folder):
             trainer.fit(learner, chips, tiles, ckpt_path=checkpoint)
         steps, seconds = trainer.global_step, learner.budget.elapsed_s
-        if timed and steps >= learner.budget.most_steps:
+        if timed and given.leads and steps >= learner.budget.most_steps:
             log.info("%d steps have seen the ground often enough; passes = 0 would go on", steps)
         if given.leads:  # validating, the others take the weights over
             restore(learner, folder / BEST)

@@ -22,6 +22,7 @@ from satseg.learning.networks.network import Network
 from satseg.learning.training.feed import VALID_TILE_PX, most_steps
 from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.learner import Learner
+from satseg.learning.training.ranks import given_ranks
 from satseg.learning.training.sampling import ChipSampler
 from satseg.learning.training.shares import chip_shares, class_areas
 from satseg.learning.training.split import Ground
@@ -265,7 +266,7 @@ def _most_steps(sampler: ChipSampler, learner: Learner) -> int | None:
     """Steps that end a run of minutes before its time, if any do."""
     if learner.options.steps is not None or not learner.options.passes:
         return None
-    return int(most_steps(learner.options, sampler.area_px))
+    return int(most_steps(learner.options, sampler.area_px, ranks=learner.options.devices or given_ranks().count))
 
 
 def _cache_bytes(prepared: Prepared, room: int) -> int:

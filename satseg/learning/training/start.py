@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,7 @@ from satseg.learning.card import FileHash, ModelCard
 from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.bundle import load_bundle
 from satseg.learning.networks.network import Network
+from satseg.learning.networks.unet import UNetConfig
 from satseg.learning.training.grounds import PathLike, Prepared
 from satseg.run import OF_ENCODERS, SECTIONS, RunConfig
 
@@ -155,7 +156,9 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
         content[section] = {name: v for name, v in told.items() if name in kind.model_fields and v is not None}
     for name in ("weights", "start", "freeze"):  # of that training's own start
         content["model"].pop(name, None)
-    network = card.architecture.arguments
+    network: dict[str, Any] = {**card.architecture.arguments}
+    if card.architecture.name == "unet":  # what an earlier card does not name was as the configuration's default has it
+        network = asdict(UNetConfig(**network))
     content["model"] |= {name: v for name, v in network.items() if name in SECTIONS["model"].model_fields}
     content["data"]["bands"] = card.band_names
     content["data"]["indices"] = tuple(index.item.name for index in card.indices)
