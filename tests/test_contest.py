@@ -11,12 +11,10 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
-from satseg.cli.dstl import command
 from satseg.errors import OutputError, UsageError
 from satseg.synthetic.contest import SPOILT, generate_contest, make_tile
 from satseg.synthetic.contest_country import country_of, look_of
@@ -356,9 +354,7 @@ def test_what_cannot_be_made_is_refused_before_work(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_prints_the_areas(tmp_path):
-    arguments = ["generate", "-o", str(tmp_path / "dstl"), "--tiles", "6010_4_4", "--seed", "2"]
-    done = CliRunner().invoke(command, arguments, obj={"quiet": True, "verbose": 0})
-    assert done.exit_code == 0, done.output
-    assert "Vehicle Small" in done.output
+def test_the_command_prints_the_areas(run, tmp_path):
+    done = run("dstl", "generate", "-o", tmp_path / "dstl", "--tiles", "6010_4_4", "--seed", 2).done()
+    assert "Vehicle Small" in done.out
     assert (tmp_path / "dstl" / "three_band" / "6010_4_4.tif").is_file()
