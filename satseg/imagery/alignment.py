@@ -26,7 +26,7 @@ from rasterio.windows import Window
 
 from satseg.errors import CRSError
 from satseg.grid import Grid
-from satseg.imagery.edges import SMOOTH, image_edges, shrunk
+from satseg.imagery.edges import SMOOTH, image_edges, peak, shrunk
 from satseg.imagery.mapping import Mover
 from satseg.imagery.patches import BORDER, PATCH_PX, Patches, patches_of, slopes_of
 
@@ -106,8 +106,6 @@ class Alignment:
         Height of the next best place, in parts of the peak's.
     parted : float
         Between the places that either half of the windows finds.
-    strayed : float
-        Between the best whole-pixel place and the one found.
     reach : int
         Shift that was looked for.
     """
@@ -118,7 +116,6 @@ class Alignment:
     agreeing: float
     second: float
     parted: float
-    strayed: float
     reach: int
 
 
@@ -154,12 +151,12 @@ def align(reference: Scene, product: Scene, *, turning: bool = False, seed: int 
     if len(maps) < LEAST_WINDOWS:
         return None
     found = np.stack(maps)
-    peak = _peak(found.mean(axis=0)) - reach
-    motion, error, strayed = _climb(reference, grid, kept, Motion(float(peak[0]), float(peak[1])), turning=turning)
-    parted = np.hypot(*(_peak(found[::2].mean(axis=0)) - _peak(found[1::2].mean(axis=0))))
-    at = (slice(None), *(np.rint(peak).astype(int) + reach))
+    best = peak(found.mean(axis=0)) - reach
+    motion, error = _climb(reference, grid, kept, Motion(float(best[0]), float(best[1])), turning=turning)
+    parted = np.hypot(*(peak(found[::2].mean(axis=0)) - peak(found[1::2].mean(axis=0))))
+    at = (slice(None), *(np.rint(best).astype(int) + reach))
     agreeing = float((found[at] > np.quantile(found, 0.9, axis=(1, 2))).mean())
-    return Alignment(motion, error, len(maps), agreeing, _second(found.mean(axis=0)), float(parted), strayed, reach)
+    return Alignment(motion, error, len(maps), agreeing, _second(found.mean(axis=0)), float(parted), reach)
 
 
 def _on(scene: Scene, grid: Grid) -> Scene:
@@ -208,20 +205,6 @@ def _correlated(first: Edges, wide: Edges, reach: int) -> NDArray[np.float64]:
     return np.asarray(both / np.maximum(total, np.finfo(float).tiny), np.float64)
 
 
-def _peak(score: NDArray[np.float64]) -> Vector:
-    """Row and column of the highest value, between pixels by a parabola through its neighbours."""
-    row, col = np.unravel_index(int(np.argmax(score)), score.shape)
-    return np.array([row + _vertex(score[:, col], int(row)), col + _vertex(score[row], int(col))])
-
-
-def _vertex(line: NDArray[np.float64], at: int) -> float:
-    if not 0 < at < len(line) - 1:
-        return 0.0
-    before, here, after = line[at - 1 : at + 2]
-    curve = before - 2 * here + after
-    return float(0.5 * (before - after) / curve) if curve < 0 else 0.0
-
-
 def _second(score: NDArray[np.float64]) -> float:
     """Height over chance of the best place that is no part of the peak, in parts of the peak's."""
     at = np.unravel_index(int(np.argmax(score)), score.shape)
@@ -234,8 +217,8 @@ def _second(score: NDArray[np.float64]) -> float:
 
 def _climb(
     reference: Scene, grid: Grid, kept: list[tuple[Window, Patches]], motion: Motion, *, turning: bool
-) -> tuple[Motion, float, float]:
-    """Newton steps from `motion` to the peak; the place, its standard error, and how far it is from the start."""
+) -> tuple[Motion, float]:
+    """Newton steps from `motion` to the peak; the place and its standard error."""
     start, error = np.array([motion.rows, motion.cols]), math.inf
     at = np.array([*start, 0.0] if turning else start)
     units = np.array([1.0, 1.0, 2 / math.hypot(*grid.shape)])[: len(at)]  # a turn in pixels that the corners go by
@@ -248,18 +231,17 @@ def _climb(
                 if (part := slopes_of(_patches(theirs, place), own, _turned(grid, place) if turning else None))
             ]
         if len(parts) < LEAST_WINDOWS:
-            return motion, math.inf, math.inf
+            return motion, math.inf
         step, error = _solved(np.stack([slope for slope, _ in parts]), np.stack([bend for _, bend in parts]))
         longest = max(1.0, float(np.linalg.norm(step)))  # beyond a pixel the derivatives know nothing
         step = step / longest * (0.5 if last @ step < 0 else 1.0)  # back and forth: too far
         at, last = at + step, step
         if not np.isfinite(at).all() or np.abs(at[:2] - start).max() > PEAK_PX:
-            return motion, math.inf, math.inf
+            return motion, math.inf
         if np.linalg.norm(step) < max(SETTLED_PX, SETTLED_PART * error):
-            return Motion(*(at * units).tolist()), error, float(np.hypot(*(at[:2] - start)))
+            return Motion(*(at * units).tolist()), error
     left = float(np.linalg.norm(step))  # it may go to and fro by as much as the windows differ
-    strayed = float(np.hypot(*(at[:2] - start)))
-    return Motion(*(at * units).tolist()), error + left if left <= 2 * error else math.inf, strayed
+    return Motion(*(at * units).tolist()), error + left if left <= 2 * error else math.inf
 
 
 def _patches(reader: SceneReader, place: Window) -> Patches:

@@ -65,3 +65,15 @@ def shrunk(mask: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:
     return inner
 
 
+def peak(score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Row and column (2,) of the highest of `score` (H, W), between pixels by a parabola through its neighbours."""
+    row, col = np.unravel_index(int(np.argmax(score)), score.shape)
+    return np.array([row + _vertex(score[:, col], int(row)), col + _vertex(score[row], int(col))])
+
+
+def _vertex(line: NDArray[np.float64], at: int) -> float:
+    if not 0 < at < len(line) - 1:
+        return 0.0
+    before, here, after = line[at - 1 : at + 2]
+    curve = before - 2 * here + after
+    return float(0.5 * (before - after) / curve) if curve < 0 else 0.0

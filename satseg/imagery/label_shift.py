@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.grid import Grid
-from satseg.imagery.edges import SMOOTH, edge_normals, image_edges
+from satseg.imagery.edges import SMOOTH, edge_normals, image_edges, peak
 from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.scene import Scene, SceneReader
 
@@ -208,8 +208,8 @@ def _correlate(
 def _judge(maps: NDArray[np.float64], grid: Grid, reach: int) -> Shift:
     """The peak of the mean of `maps` (windows, 2 reach + 1, 2 reach + 1), and how far it can be trusted."""
     mean = maps.mean(axis=0)
-    row, col = _peak(mean)
-    halves = np.array([_peak(maps[start::2].mean(axis=0)) for start in (0, 1)])
+    row, col = peak(mean).tolist()
+    halves = np.array([peak(maps[start::2].mean(axis=0)) for start in (0, 1)])
     gains = maps[:, round(row), round(col)] - maps[:, reach, reach]
     error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
     down, right = reach - row, reach - col  # labels belong at the peak, so that they lie the other way of it
@@ -227,17 +227,3 @@ def _judge(maps: NDArray[np.float64], grid: Grid, reach: int) -> Shift:
         kept=(here - chance) / (best - chance) if best > chance else 1.0,
         parted=float(np.hypot(*(halves[0] - halves[1]))),
     )
-
-
-def _peak(score: NDArray[np.float64]) -> tuple[float, float]:
-    """Row and column of the highest value, between pixels by a parabola through its neighbours."""
-    row, col = np.unravel_index(int(np.argmax(score)), score.shape)
-    return float(row) + _vertex(score[:, col], int(row)), float(col) + _vertex(score[row], int(col))
-
-
-def _vertex(line: NDArray[np.float64], at: int) -> float:
-    if not 0 < at < len(line) - 1:
-        return 0.0
-    before, here, after = line[at - 1 : at + 2]
-    curve = before - 2 * here + after
-    return float(0.5 * (before - after) / curve) if curve < 0 else 0.0
