@@ -9,16 +9,18 @@ import tomllib
 import numpy as np
 import pytest
 
-from satseg.errors import GridError, InputError, OutputError
+from satseg.errors import GridError, InputError, OutputError, UsageError
 from satseg.imagery.scene import open_scene
 from satseg.run import RunConfig
 from satseg.tasks.dstl.check import check_folder
 from satseg.tasks.dstl.folder import ContestFolder
-from satseg.tasks.dstl.folds import check_split
+from satseg.tasks.dstl.folds import check_split, kfold
 from satseg.tasks.dstl.labels import class_areas
+from satseg.tasks.dstl.predictions import read_predictions
 from satseg.tasks.dstl.prepare import prepare
+from satseg.tasks.dstl.score import score_submission
 from satseg.vector.features import read_features
-from tests.contests import IDS, LABELLED, build_contest, write_tiff
+from tests.contests import IDS, LABELLED, X_MAX, Y_MIN, build_contest, write_tiff
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,20 @@ def test_check_names_each_tile_that_cannot_be_used(run, tmp_path):
     assert f"{IDS[0]}_M.tif" in outcome.out
     assert f"tile {IDS[1]} lacks A" in outcome.out
     assert "6180_0_0.tif is of no tile" in outcome.out
+
+
+def test_hundreds_of_faults_of_one_kind_are_a_few_lines(tmp_path):
+    ids = tuple(f"60{region}_{row}_{col}" for region in (20, 30) for row in range(5) for col in range(5))
+    root = build_contest(tmp_path, IDS[:1])
+    for image_id in ids[:12]:
+        write_tiff(root / "three_band" / f"{image_id}.tif", np.ones((3, 96, 97), np.uint16))
+        write_tiff(root / "sixteen_band" / f"{image_id}_M.tif", np.ones((7, 24, 24), np.uint16))
+    rows = [f"{i},{X_MAX},{Y_MIN}" for i in (IDS[0], *ids)]
+    (root / "grid_sizes.csv").write_text("\n".join([",Xmax,Ymin", *rows]) + "\n")
+    report = check_folder(ContestFolder.open(root))
+    assert len(report.faults) == 6, "five, and how many more"
+    assert "and 7 more" in report.faults[-1]
+    assert len(report.to_text().splitlines()) < 40
 
 
 def test_a_folder_without_labels_and_sample_is_checked_all_the_same(tmp_path):
@@ -153,7 +169,7 @@ def test_prepare_leaves_what_is_there_and_nothing_half_done(contest, ready, tmp_
 
 
 def test_a_generated_contest_is_read_whole(tmp_path):
-    from satseg.synthetic.contest import generate_contest
+    from satseg.tasks.dstl.generated.contest import generate_contest
 
     ids = ["6010_1_2", "6110_1_2", "6140_1_2"]
     generate_contest(tmp_path / "c", seed=4, size=(170, 180), tiles=ids)
@@ -174,7 +190,7 @@ def test_a_generated_contest_is_read_whole(tmp_path):
 
 
 def test_a_tiles_products_are_laid_over_its_three_band_image(tmp_path):
-    from satseg.synthetic.contest import generate_contest
+    from satseg.tasks.dstl.generated.contest import generate_contest
 
     generate_contest(tmp_path / "c", seed=3, size=(300, 310), tiles=["6140_3_1"])
     tile = ContestFolder.open(tmp_path / "c").tile("6140_3_1")
@@ -204,6 +220,44 @@ def test_a_panchromatic_file_may_be_some_pixels_off_on_each_side(tmp_path, size)
     with pytest.raises(GridError) as caught:
         tile.scene(products=("P",))
     assert caught.value.code == "E-GRID-303"
+
+
+def test_a_finer_panchromatic_file_leads_neither_a_tiles_scene_nor_a_prepared_one(tmp_path):
+    (tmp_path / "c").mkdir()
+    root = build_contest(tmp_path / "c", IDS[:2])
+    folder = ContestFolder.open(root)
+    for image_id in IDS[:2]:
+        write_tiff(folder.tile(image_id).files["P"], np.full((1, 97, 97), 300, np.uint16))
+    made = prepare(folder, tmp_path / "out", folds=2)
+    scene = open_scene(scene_files(made.path, IDS[0]))
+    assert scene.grid == folder.tile(IDS[0]).scene(units="metres").grid
+    assert scene.grid.shape == (96, 97)
+
+
+def test_unknown_words_are_refused_by_name(contest, tmp_path):
+    folder = ContestFolder.open(contest)
+    tile = folder.tile(IDS[0])
+    areas = {image_id: [1.0] for image_id in IDS}
+    for code, call in {
+        "E-USE-305": lambda: ContestFolder.open(contest, scaling="offical"),
+        "E-USE-306": lambda: tile.scene(units="feet"),
+        "E-USE-301": lambda: tile.scene(products=("rgb", "Q")),
+        "E-USE-307": lambda: kfold(areas, folds=2, by="country"),
+        "E-USE-308": lambda: score_submission(contest / "train_wkt_v4.csv", contest / "train_wkt_v4.csv", empty="half"),
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert caught.value.code == code
+    for call in (
+        lambda: list(folder.tiles(("P", "Q"))),
+        lambda: prepare(folder, tmp_path / "out", products=("Q",)),
+        lambda: check_split(IDS[:1], IDS[1:], by="country"),
+        lambda: read_predictions(folder, contest, units="feet"),
+        lambda: tile.frame().moved(np.empty(0, object), source="feet", target="feet"),
+    ):
+        with pytest.raises(UsageError):
+            call()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_truth_given_back_as_a_prediction_scores_one(run, contest, tmp_path):

@@ -135,6 +135,15 @@ def test_missing_rows_and_tiles_are_errors_since_leaving_them_out_flatters(tmp_p
     assert caught.value.code == "E-IN-321"
 
 
+def test_a_truth_that_lacks_rows_is_refused_and_the_rows_named(tmp_path):
+    prediction = wkt_table({"a": {1: box(0, 0, 1, 1)}}, tmp_path / "p.csv")
+    lines = prediction.read_text().splitlines()
+    (tmp_path / "t.csv").write_text("\n".join(line for line in lines if not line.startswith("a,7")) + "\n")
+    with pytest.raises(InputError, match=r"the truth lacks 1 rows .*a class 7") as caught:
+        score_submission(prediction, tmp_path / "t.csv")
+    assert caught.value.code == "E-IN-322"
+
+
 def test_the_score_is_told_as_json_and_as_a_table(tmp_path):
     found = scored(tmp_path, {"a": {1: box(0, 0, 4, 4)}}, {"a": {1: box(2, 2, 6, 6)}}, empty="absent")
     told = found.to_dict()

@@ -222,6 +222,12 @@ def test_predictions_of_one_file_are_told_apart_by_image_id(tmp_path):
     found = read_predictions(contest, tmp_path / "all.gpkg", units="label")
     assert sorted(found) == sorted(IDS[:2])
     assert list(found[IDS[0]]["class_id"]) == [5]
+    table = read_features(tmp_path / "all.gpkg")
+    table["image_id"] = [IDS[0], None]
+    write_features(table, tmp_path / "some.gpkg")
+    with pytest.raises(LabelError, match="1 features have no image_id, the first is feature 2") as caught:
+        read_predictions(contest, tmp_path / "some.gpkg", units="label")
+    assert caught.value.code == "E-LAB-343"
 
 
 def test_predictions_that_cannot_be_told_are_refused(tmp_path):

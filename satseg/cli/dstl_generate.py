@@ -23,8 +23,8 @@ def command(
     overwrite: bool,
 ) -> None:  # fmt: skip
     """Make a contest of the DSTL kind: 25 labelled and 32 scored tiles, the truth of these in hidden/."""
-    from satseg.synthetic.contest import SMALL_SIZE, generate_contest
-    from satseg.synthetic.contest_roster import FULL_SIZE
+    from satseg.tasks.dstl.generated.contest import SMALL_SIZE, generate_contest
+    from satseg.tasks.dstl.generated.roster import FULL_SIZE
 
     size = FULL_SIZE if full_size else SMALL_SIZE
     with progress_bar(ctx) as progress:

@@ -40,7 +40,7 @@ __all__ = ["DEFAULT_DRIVERS", "PathLike", "Scene", "SceneReader", "open_scene"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-SAME_GSD = 1e-3
+SAME_GSD = 0.01
 """Files whose pixel sizes differ by less than this share are equally fine: the first of them leads."""
 REGISTERING = ("translation", "euclidean")
 _QUIET = threading.Lock()

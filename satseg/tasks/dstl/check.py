@@ -1,13 +1,15 @@
 """check_folder(): what of the contest is in a folder, and what is odd about it, before work starts.
 
 Headers and tables are read, pixels are not. A fault of one tile is a line of the report and does not stop the others;
-a table that cannot be read at all is an error as everywhere.
+a table that cannot be read at all is an error as everywhere. Faults that differ in tiles and numbers alone are of one
+kind, of which a few are told, for a folder that lacks a zip has hundreds.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from satseg.tasks.dstl.facts import IMAGE_ID, MOVED, PRODUCTS, SAMPLE_ROWS, clas
 from satseg.tasks.dstl.folder import GEOJSON_LABELS, SAMPLE, SIXTEEN, THREE, WKT_LABELS, ContestFolder, Tile
 from satseg.tasks.dstl.submission import read_sample
 
-MOST_SHOWN = 10
+MOST_SHOWN = 5
 """Faults of one kind that are told one by one."""
+NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class FolderReport:
     sample_rows : int or None
         None without a sample submission.
     faults, warnings : tuple of str
-        What keeps a tile from being used; what is odd.
+        What keeps a tile from being used; what is odd. Of each kind some, and how many more there are.
     """
 
     path: str
@@ -77,8 +80,8 @@ class FolderReport:
             f"labels: {len(self.labelled)} tiles, {sum(self.polygons.values())} polygons, {self.repaired} repaired, "
             f"{self.dropped} without area",
             *(f"  {name:<26}{count:>8}" for name, count in self.polygons.items()),
-            *(f"  invalid as it stands: {place}" for place in self.invalid_rows),
-            *(f"  one place twice: {' and '.join(group)}" for group in self.twins),
+            *_grouped(f"  invalid as it stands: {place}" for place in self.invalid_rows),
+            *_grouped(f"  one place twice: {' and '.join(group)}" for group in self.twins),
             f"sample submission: {'none' if self.sample_rows is None else f'{self.sample_rows} rows'}",
             *(f"fault: {text}" for text in self.faults),
             *(f"warning: {text}" for text in self.warnings),
@@ -107,8 +110,8 @@ def check_folder(folder: ContestFolder, *, progress: Progress = silent) -> Folde
     labels = _labels(folder, warnings)
     found: Counter[int] = Counter(int(number) for layer in labels.values() for number in layer["class_id"])
     sample = _sample_rows(folder, warnings)
-    faults += _summed(f"tile {i} is labelled and has no files" for i in labels if not folder.tile(i).products)
-    warnings += _summed(_strangers(folder))
+    faults += [f"tile {i} is labelled and has no files" for i in labels if not folder.tile(i).products]
+    warnings += _strangers(folder)
     attrs = [layer.attrs for layer in labels.values()]
     return FolderReport(
         path=str(folder.path),
@@ -122,8 +125,8 @@ def check_folder(folder: ContestFolder, *, progress: Progress = silent) -> Folde
         invalid_rows=tuple(place for own in attrs for place in own["invalid_rows"]),
         twins=twins(labels),
         sample_rows=sample,
-        faults=tuple(_summed(faults)),
-        warnings=tuple(warnings),
+        faults=tuple(_grouped(faults)),
+        warnings=tuple(_grouped(warnings)),
     )
 
 
@@ -162,7 +165,7 @@ def _sample_rows(folder: ContestFolder, warnings: list[str]) -> int | None:
         warnings.append(f"{SAMPLE} has {len(order)} rows, the contest's has {SAMPLE_ROWS}")
     if moved := sorted(MOVED & ids):
         warnings.append(f"{SAMPLE} still has {', '.join(moved)}, which moved to train: they are left empty")
-    warnings += _summed(f"{SAMPLE}: tile {i} is not in grid_sizes.csv" for i in sorted(ids - set(folder.extents)))
+    warnings += [f"{SAMPLE}: tile {i} is not in grid_sizes.csv" for i in sorted(ids - set(folder.extents))]
     return len(order)
 
 
@@ -179,8 +182,14 @@ def _strangers(folder: ContestFolder) -> Iterator[str]:
             yield f"tile {image_id} is not named as the contest's, so that nothing is known of its ground"
 
 
-def _summed(texts: Iterator[str] | list[str]) -> list[str]:
-    """Return the first texts, and how many more there are."""
-    everything = list(texts)
-    more = len(everything) - MOST_SHOWN
-    return everything[:MOST_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+def _grouped(texts: Iterable[str]) -> list[str]:
+    """Return the first texts of each kind, and how many more of it there are; kinds in order of their first."""
+    kinds: dict[str, list[str]] = {}
+    for text in texts:
+        kinds.setdefault(NUMBER.sub("#", text), []).append(text)
+    found = []
+    for own in kinds.values():
+        found += own[:MOST_SHOWN]
+        if len(own) > MOST_SHOWN:
+            found.append(f"and {len(own) - MOST_SHOWN} more such as the last")
+    return found

@@ -25,7 +25,7 @@ from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.sources import BandSource
 from satseg.specs import suggest
 from satseg.tasks.dstl.facts import BANDS, DTYPE, PRODUCTS, SENSOR, Product
-from satseg.tasks.dstl.frame import Frame, Scaling, Units
+from satseg.tasks.dstl.frame import Frame, Scaling, Units, scaled
 from satseg.tasks.dstl.labels import read_geojson_labels, read_wkt_labels
 from satseg.tasks.dstl.tables import PathLike, read_grid_sizes
 
@@ -34,6 +34,23 @@ GRID_SIZES, WKT_LABELS, GEOJSON_LABELS = "grid_sizes.csv", "train_wkt_v4.csv", "
 SAMPLE = "sample_submission.csv"
 ODD_PX = 3
 """Pixels by which a file's shape may differ from the three-band file's, or, as fine as that, each of its sides."""
+
+
+def check_products(products: Sequence[str]) -> None:
+    """Raise UsageError (E-USE-301) when `products` are none, unknown or repeat."""
+    if isinstance(products, str) or not products or len(set(products)) < len(products):
+        raise UsageError(f"products {products!r} are none, no list, or repeat", code="E-USE-301")
+    if unknown := [product for product in products if product not in PRODUCTS]:
+        raise UsageError(
+            f"no product {', '.join(map(repr, unknown))}; there are {', '.join(PRODUCTS)}", code="E-USE-301"
+        )
+
+
+def file_of(folder: Path, image_id: str, product: Product) -> Path:
+    """Return where the contest keeps a product of a tile."""
+    if product == "rgb":
+        return folder / THREE / f"{image_id}.tif"
+    return folder / SIXTEEN / f"{image_id}_{product}.tif"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +138,8 @@ class Tile:
 
         Raises
         ------
+        UsageError
+            `products` are none, unknown or repeat (E-USE-301), or unknown `units` (E-USE-306).
         InputError
             A file is missing (E-IN-311) or damaged.
         BandError
@@ -128,8 +147,7 @@ class Tile:
         GridError
             A file does not show the tile's ground.
         """
-        if not products or len(set(products)) < len(products):
-            raise UsageError(f"products {tuple(products)} are none or repeat", code="E-USE-301")
+        check_products(products)
         lead = self._open("rgb")
         frame = self._frame_on(lead.grid)
         sources: list[BandSource] = []
@@ -218,7 +236,10 @@ class ContestFolder:
         ------
         InputError
             No folder (E-IN-312), or faults of ``grid_sizes.csv`` as in `read_grid_sizes`.
+        UsageError
+            An unknown `scaling` (E-USE-305).
         """
+        scaled(1, scaling)  # refuses an unknown one before the first tile is opened
         place = Path(path)
         if not place.is_dir():
             hint = f"give the one with {GRID_SIZES}"
@@ -243,13 +264,18 @@ class ContestFolder:
                 f"no tile {image_id!r} among {len(self.extents)}{suggest(image_id, self.image_ids)}",
                 code="E-IN-313", path=self.path / GRID_SIZES,
             )  # fmt: skip
-        files: dict[Product, Path] = {"rgb": self.path / THREE / f"{image_id}.tif"}
-        for product in PRODUCTS[1:]:
-            files[product] = self.path / SIXTEEN / f"{image_id}_{product}.tif"
+        files = {product: file_of(self.path, image_id, product) for product in PRODUCTS}
         return Tile(image_id, MappingProxyType(files), self.extents[image_id], self.scaling)
 
     def tiles(self, products: Sequence[Product] = PRODUCTS) -> Iterator[Tile]:
-        """Yield the tiles of which the files of all `products` and the three-band file are there."""
+        """Yield the tiles of which the files of all `products` and the three-band file are there.
+
+        Raises
+        ------
+        UsageError
+            `products` are none, unknown or repeat (E-USE-301).
+        """
+        check_products(products)
         for tile in map(self.tile, self.extents):
             if {"rgb", *products} <= set(tile.products):
                 yield tile

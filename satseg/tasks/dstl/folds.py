@@ -49,11 +49,12 @@ def kfold(areas: Mapping[str, ArrayLike], *, folds: int = 5, seed: int = 0, by: 
     Raises
     ------
     UsageError
-        More folds than grounds, or fewer than 2 (E-USE-303).
+        More folds than grounds, or fewer than 2 (E-USE-303); `by` is neither of the two (E-USE-307).
     """
     groups: dict[str, list[str]] = {}
+    ground = _ground(by)
     for image_id in sorted(areas):
-        groups.setdefault(GROUNDS[by](image_id), []).append(image_id)
+        groups.setdefault(ground(image_id), []).append(image_id)
     if not 2 <= folds <= len(groups):
         raise UsageError(
             f"{folds} folds of {len(groups)} grounds ({len(areas)} tiles)",
@@ -77,8 +78,10 @@ def check_split(train: Iterable[str], valid: Iterable[str], *, by: By = "region"
     ------
     LabelError
         Tiles of one ground on both sides (E-LAB-321), which are named.
+    UsageError
+        `by` is neither "region" nor "tile" (E-USE-307).
     """
-    ground = GROUNDS[by]
+    ground = _ground(by)
     learnt: dict[str, list[str]] = {}
     for image_id in sorted(train):
         learnt.setdefault(ground(image_id), []).append(image_id)
@@ -91,6 +94,12 @@ def check_split(train: Iterable[str], valid: Iterable[str], *, by: By = "region"
             hint="split by ground, as `satseg dstl prepare` does",
             code="E-LAB-321",
         )
+
+
+def _ground(by: By) -> Callable[[str], str]:
+    if by not in GROUNDS:
+        raise UsageError(f"ground is told apart by {' or '.join(GROUNDS)}, not {by!r}", code="E-USE-307")
+    return GROUNDS[by]
 
 
 def _deal(present: NDArray[np.bool_], sizes: NDArray[np.int64], folds: int, seed: int) -> Sequence[int]:

@@ -23,13 +23,14 @@ import shapely
 from affine import Affine
 from numpy.typing import ArrayLike, NDArray
 
-from satseg.errors import GridError
+from satseg.errors import GridError, UsageError
 from satseg.grid import Grid
 from satseg.tasks.dstl.facts import GSD_M
 
 Units: TypeAlias = Literal["label", "metres", "pixels"]
 UNITS: tuple[Units, ...] = ("label", "metres", "pixels")
 Scaling: TypeAlias = Literal["official", "minus_one"]
+SCALINGS: tuple[Scaling, ...] = ("official", "minus_one")
 SQUARE = 0.05
 """Most by which a pixel's width and height may differ, as a share; 0.0003 in the contest's files."""
 
@@ -51,6 +52,8 @@ class Frame:
     ------
     GridError
         An extent that is none (E-GRID-301), or pixels far from square (E-GRID-302): numbers of another tile.
+    UsageError
+        An unknown scaling (E-USE-305).
     """
 
     width: int
@@ -79,12 +82,12 @@ class Frame:
     @property
     def label_width(self) -> float:
         """W', the column that Xmax stands for."""
-        return self._scaled(self.width)
+        return scaled(self.width, self.scaling)
 
     @property
     def label_height(self) -> float:
         """H', the row that Ymin stands for."""
-        return self._scaled(self.height)
+        return scaled(self.height, self.scaling)
 
     @property
     def pixel(self) -> tuple[float, float]:
@@ -92,11 +95,18 @@ class Frame:
         return self.x_max / self.label_width, -self.y_min / self.label_height
 
     def steps(self, units: Units) -> tuple[float, float]:
-        """Return how far x and y go for one column and one row, y downwards; in pixels rows count down the image."""
+        """Return how far x and y go for one column and one row, y downwards; in pixels rows count down the image.
+
+        Raises
+        ------
+        UsageError
+            Unknown units (E-USE-306).
+        """
         x, y = self.pixel
         known: dict[Units, tuple[float, float]] = {
             "label": (x, -y), "metres": (GSD_M, -GSD_M), "pixels": (1.0, 1.0),
         }  # fmt: skip
+        check_units(units)
         return known[units]
 
     def rowcol(self, *, xs: ArrayLike, ys: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -117,6 +127,7 @@ class Frame:
 
     def moved(self, geometries: NDArray[np.object_], *, source: Units, target: Units) -> NDArray[np.object_]:
         """Return `geometries` with coordinates in `target` units in place of `source` units."""
+        check_units(source)
         if source == target:
             return geometries
         (x0, y0), (x1, y1) = self.steps(source), self.steps(target)
@@ -129,5 +140,23 @@ class Frame:
         x, y = self.pixel
         return area / (x * y) * GSD_M**2
 
-    def _scaled(self, count: int) -> float:
-        return count * count / (count + 1) if self.scaling == "official" else count - 1.0
+
+def scaled(count: int, scaling: Scaling = "official") -> float:
+    """Return the column that Xmax of an image of `count` columns stands for; rows alike.
+
+    Raises
+    ------
+    UsageError
+        An unknown scaling (E-USE-305).
+    """
+    if scaling == "official":
+        return count * count / (count + 1)
+    if scaling == "minus_one":
+        return count - 1.0
+    raise UsageError(f"no scaling {scaling!r}; there are {', '.join(SCALINGS)}", code="E-USE-305")
+
+
+def check_units(units: str) -> None:
+    """Raise UsageError (E-USE-306) when `units` is none of `UNITS`."""
+    if units not in UNITS:
+        raise UsageError(f"no units {units!r}; there are {', '.join(UNITS)}", code="E-USE-306")

@@ -19,7 +19,7 @@ from satseg.errors import InputError, LabelError
 from satseg.scoring.pairs import VECTOR_SUFFIXES
 from satseg.tasks.dstl.facts import class_names
 from satseg.tasks.dstl.folder import ContestFolder
-from satseg.tasks.dstl.frame import Frame, Units
+from satseg.tasks.dstl.frame import Frame, Units, check_units
 from satseg.tasks.dstl.labels import as_layer, check_inside
 from satseg.tasks.dstl.tables import PathLike
 from satseg.vector.features import read_features
@@ -123,8 +123,11 @@ def read_predictions(folder: ContestFolder, path: PathLike, *, units: Units = "m
     InputError
         No such path (E-IN-316), no vector file in the folder (E-IN-317), or two of a tile (E-IN-318).
     LabelError
-        One file without a column ``image_id`` (E-LAB-341).
+        One file without a column ``image_id`` (E-LAB-341), or with features that state none (E-LAB-343).
+    UsageError
+        Unknown `units` (E-USE-306).
     """
+    check_units(units)
     place = Path(path)
     if place.is_dir():
         return Predictions(_files(place), {}, folder=folder, units=units)
@@ -136,8 +139,14 @@ def read_predictions(folder: ContestFolder, path: PathLike, *, units: Units = "m
             f"no column {IMAGE_FIELD!r} says which tile a feature is of; there are {list(table.columns)}",
             hint="give a folder with a file per tile, such as 6120_2_4.gpkg", code="E-LAB-341", path=path,
         )  # fmt: skip
-    ids = table[IMAGE_FIELD].to_numpy() if len(table) else np.empty(0, dtype=object)
-    layers = {str(image_id): table[ids == image_id] for image_id in sorted(set(ids))}
+    if len(table) and table[IMAGE_FIELD].isna().any():
+        first = int(table[IMAGE_FIELD].isna().to_numpy().argmax()) + 1
+        raise LabelError(
+            f"{int(table[IMAGE_FIELD].isna().sum())} features have no {IMAGE_FIELD}, the first is feature {first}",
+            hint="say of each which tile it is of", code="E-LAB-343", path=path,
+        )  # fmt: skip
+    ids = table[IMAGE_FIELD].astype(str).to_numpy() if len(table) else np.empty(0, dtype=object)
+    layers = {image_id: table[ids == image_id] for image_id in sorted(set(ids))}
     return Predictions({}, layers, folder=folder, units=units)
 
 

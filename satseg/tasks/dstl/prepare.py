@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +22,12 @@ from xml.sax.saxutils import escape
 import geopandas
 import numpy as np
 
-from satseg.errors import InputError, OutputError
+from satseg.errors import InputError
 from satseg.imagery.scene import Scene
-from satseg.output import os_errors_as_output_errors
 from satseg.progress import Progress, silent
+from satseg.tasks.dstl.building import built_folder, check_free
 from satseg.tasks.dstl.facts import PRODUCTS, SENSOR, Product, dstl_classes, ground_of
-from satseg.tasks.dstl.folder import ContestFolder, Tile
+from satseg.tasks.dstl.folder import ContestFolder, Tile, check_products
 from satseg.tasks.dstl.folds import By, Split, check_split, kfold
 from satseg.tasks.dstl.frame import Units
 from satseg.tasks.dstl.labels import class_areas
@@ -79,14 +77,14 @@ def prepare(
     ``scenes/ID.tif``, ``ID_P.tif``, ...: links with side-cars, of every tile that has all `products`.
     ``labels/ID.gpkg``: class_id, class_name and polygons of each labelled tile. ``folds.json``: which tiles a fold
     holds. ``fold1.toml`` ...: run files that validate on one fold. ``all.toml``: a run file of all labelled tiles,
-    which holds blocks of them. A scene opened from the links lies on its finest file, which is the three-band one
-    unless the panchromatic one has a thousandth more pixels to a side (4 in the contest's tiles); metres stay metres.
+    which holds blocks of them. A scene opened from the links lies on the three-band file's grid, as `Tile.scene` does:
+    it comes first, and no other has pixels that are finer by a hundredth.
 
     Parameters
     ----------
     folder : ContestFolder
     path : path-like
-        Must not exist; appears whole or not at all.
+        Missing or empty; appears whole or not at all.
     folds, seed, by
         As in `kfold`.
     products : sequence of "rgb", "P", "M", "A"
@@ -97,13 +95,13 @@ def prepare(
     InputError, LabelError
         Faults of the folder, or no labelled tile has its files (E-IN-315).
     UsageError
-        As `kfold`.
+        As `kfold`; or `products` are none, unknown or repeat (E-USE-301).
     OutputError
-        `path` exists (E-OUT-311), or cannot be written.
+        `path` is not empty (E-OUT-311), or cannot be written.
     """
     place = Path(path)
-    if place.exists() or place.is_symlink():
-        raise OutputError(f"{place} exists", hint="give a new folder", code="E-OUT-311", path=place)
+    check_free(place)
+    check_products(products)
     wanted = tuple(dict.fromkeys(("rgb", *products)))
     tiles = {tile.image_id: tile for tile in folder.tiles(wanted)}
     labels = {image_id: layer for image_id, layer in folder.labels().items() if image_id in tiles}
@@ -114,15 +112,9 @@ def prepare(
         )  # fmt: skip
     areas = {image_id: class_areas(layer) for image_id, layer in labels.items()}
     splits = kfold(areas, folds=folds, seed=seed, by=by)
-    with os_errors_as_output_errors(place):
-        hidden = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
-        try:
-            _fill(hidden, tiles, labels, wanted, progress)
-            missing = _write_runs(hidden, splits, areas, wanted, seed=seed, by=by)
-            hidden.chmod(0o755)  # mkdtemp lets nobody else in
-            hidden.rename(place)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+    with built_folder(place) as hidden:
+        _fill(hidden, tiles, labels, wanted, progress)
+        missing = _write_runs(hidden, splits, areas, wanted, seed=seed, by=by)
     return Ready(place, tuple(tiles), tuple(sorted(labels)), splits, missing)
 
 

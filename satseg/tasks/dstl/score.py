@@ -19,7 +19,7 @@ import geopandas
 import numpy as np
 import shapely
 
-from satseg.errors import InputError
+from satseg.errors import InputError, UsageError
 from satseg.scoring.jaccard import AreaCounts, polygon_counts
 from satseg.scoring.report import EMPTY_VALUES, EmptyRule
 from satseg.tasks.dstl.facts import CLASS_NUMBERS, class_names
@@ -117,9 +117,13 @@ def score_submission(
     Raises
     ------
     InputError, LabelError
-        The truth lacks a tile asked for (E-IN-321), the submission lacks a row of a scored tile (E-IN-322), or as
+        The truth lacks a tile asked for (E-IN-321), either lacks a row of a scored tile (E-IN-322), or as
         `read_submission`.
+    UsageError
+        `empty` is no such rule (E-USE-308).
     """
+    if empty not in EMPTY_VALUES:
+        raise UsageError(f"no rule {empty!r} for absent classes; there are {', '.join(EMPTY_VALUES)}", code="E-USE-308")
     real = _by_row(truth) if isinstance(truth, Mapping) else _read_truth(truth)
     there = sorted({image_id for image_id, _ in real})
     scored = set(there if image_ids is None else image_ids)
@@ -128,18 +132,24 @@ def score_submission(
             f"the truth has no tile {', '.join(sorted(scored - set(there))[:SHOWN])}", hint=f"it has {len(there)}",
             code="E-IN-321",
         )  # fmt: skip
+    _check_rows(set(real), scored, "the truth", None if isinstance(truth, Mapping) else truth)
     rows = (row for row in read_submission(submission, strict=strict) if row.image_id in scored)
     classes, seen, invalid = _pooled(rows, real)
-    missing = sorted({(image_id, number) for image_id in scored for number in CLASS_NUMBERS} - seen)
+    _check_rows(seen, scored, "the submission", submission)
+    return DstlScore(classes, tuple(sorted(scored)), empty, invalid)
+
+
+def _check_rows(there: Collection[tuple[str, int]], scored: Iterable[str], whose: str, path: PathLike | None) -> None:
+    """Raise InputError (E-IN-322) when a table lacks a class of a scored tile: no row is not an empty row."""
+    missing = sorted({(image_id, number) for image_id in scored for number in CLASS_NUMBERS} - set(there))
     if missing:
         named = ", ".join(f"{image_id} class {number}" for image_id, number in missing[:SHOWN])
         raise InputError(
-            f"{len(missing)} rows of scored tiles are missing: {named}",
-            hint="give an empty row for what is not predicted, or name the tiles to score",
+            f"{whose} lacks {len(missing)} rows of scored tiles: {named}",
+            hint="give MULTIPOLYGON EMPTY where there is nothing, or name the tiles to score",
             code="E-IN-322",
-            path=submission,
+            path=path,
         )
-    return DstlScore(classes, tuple(sorted(scored)), empty, invalid)
 
 
 def _pooled(

@@ -16,37 +16,36 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from satseg.errors import OutputError, UsageError
-from satseg.synthetic.contest import SPOILT, generate_contest, make_tile
-from satseg.synthetic.contest_country import country_of, look_of
-from satseg.synthetic.contest_ground import Ground, add_traffic, plan_ground
-from satseg.synthetic.contest_labels import FINER, spoilt
-from satseg.synthetic.contest_products import area_mean, photograph
-from satseg.synthetic.contest_roster import (
-    CONTEST_CLASSES,
+from satseg.synthetic.layout import Layout, Patch, rectangle
+from satseg.synthetic.shortwave import CURVES, SWIR, SWIR_BANDS
+from satseg.synthetic.spectra import MATERIALS, mixed_reflectance
+from satseg.tasks.dstl.check import check_folder
+from satseg.tasks.dstl.facts import GEOJSON_CLASSES, GSD_M, MOVED, class_names
+from satseg.tasks.dstl.folder import ContestFolder
+from satseg.tasks.dstl.frame import Frame
+from satseg.tasks.dstl.generated.contest import SPOILT, generate_contest, make_tile
+from satseg.tasks.dstl.generated.country import country_of, look_of
+from satseg.tasks.dstl.generated.ground import Ground, add_traffic, plan_ground
+from satseg.tasks.dstl.generated.images import area_mean, photograph
+from satseg.tasks.dstl.generated.labels import spoilt
+from satseg.tasks.dstl.generated.roster import (
     FULL_SIZE,
-    GSD_M,
     LABELLED,
     MEAN_SHARES,
-    MOVED,
     SCORED,
     TILE_M2,
     TILES_WITH,
     Rarities,
     Recipe,
-    TileFrame,
+    Sizes,
     TileId,
     all_ids,
     even_counts,
-    frame_of,
     rarities_of,
     recipe_of,
     shifts_of,
+    sizes_of,
 )
-from satseg.synthetic.layout import Layout, Patch, rectangle
-from satseg.synthetic.shortwave import CURVES, SWIR, SWIR_BANDS
-from satseg.synthetic.spectra import MATERIALS, mixed_reflectance
-from satseg.tasks.dstl.check import check_folder
-from satseg.tasks.dstl.folder import ContestFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SIZE = (165, 190)
@@ -59,9 +58,12 @@ def contest(tmp_path_factory):
 
 
 def table(path):
-    csv.field_size_limit(10**9)
-    with open(path, newline="") as file:
-        return list(csv.reader(file))
+    before = csv.field_size_limit(10**9)
+    try:
+        with open(path, newline="") as file:
+            return list(csv.reader(file))
+    finally:
+        csv.field_size_limit(before)
 
 
 def labels(path):
@@ -130,17 +132,17 @@ def test_shifts_are_those_measured_on_the_original():
 
 @pytest.mark.parametrize("size", [(335, 340), FULL_SIZE])
 def test_sizes_are_in_no_whole_ratio_and_the_frame_is_the_official_one(size):
-    frames = [frame_of(tile, 0, size) for tile in all_ids()]
-    assert len({frame.rgb for frame in frames}) > 10
-    assert any(frame.pan != frame.rgb for frame in frames)
-    for frame in frames:
+    everything = [sizes_of(tile, 0, size) for tile in all_ids()]
+    assert len({sizes.rgb for sizes in everything}) > 10
+    assert any(sizes.pan != sizes.rgb for sizes in everything)
+    for sizes in everything:
         for axis in (0, 1):
-            assert frame.rgb[axis] / frame.multi[axis] == pytest.approx(4, abs=0.06)
-            assert frame.rgb[axis] / frame.swir[axis] == pytest.approx(25, abs=1.6)
-        high, wide = frame.rgb
-        step_x, step_y = frame.units_per_px
-        assert frame.x_max / step_x == pytest.approx(wide * wide / (wide + 1))
-        assert frame.y_min / step_y == pytest.approx(high * high / (high + 1))
+            assert sizes.rgb[axis] / sizes.multi[axis] == pytest.approx(4, abs=0.06)
+            assert sizes.rgb[axis] / sizes.swir[axis] == pytest.approx(25, abs=1.6)
+        high, wide = sizes.rgb
+        step_x, step_y = sizes.frame.steps("label")
+        assert sizes.frame.x_max / step_x == pytest.approx(wide * wide / (wide + 1))
+        assert sizes.frame.y_min / step_y == pytest.approx(high * high / (high + 1))
         assert step_x == pytest.approx(2.7007e-6, rel=2e-3)
 
 
@@ -179,12 +181,12 @@ def test_area_means_of_whole_blocks_are_those_of_numpy():
 
 
 def test_what_rgb_shows_lies_off_by_the_shift_in_m_and_a():
-    frame = TileFrame((160, 200), (160, 200), (40, 50), (8, 10), 5.4e-4, -4.3e-4)
+    sizes = Sizes((160, 200), (160, 200), (40, 50), (8, 10), Frame(200, 160, 5.4e-4, -4.3e-4))
     boxes = [rectangle(25 + 9 * n, 12 + 7 * n, length=6 + n, width=5, angle=0.4 * n) for n in range(5)]
     layout = Layout(patches=tuple(Patch(box, "membrane", "lot") for box in boxes))
     look = look_of(6010, 0)
     still, moved = (
-        photograph(np.random.default_rng(5), layout, look, frame, {"M": shift, "A": shift})
+        photograph(np.random.default_rng(5), layout, look, sizes, {"M": shift, "A": shift})
         for shift in ((0.0, 0.0), (8.0, -4.0))
     )
     assert np.array_equal(still.rgb, moved.rgb)
@@ -197,10 +199,10 @@ def test_what_rgb_shows_lies_off_by_the_shift_in_m_and_a():
 
 def test_a_contest_has_the_files_of_the_original(contest):
     for name in NAMES:
-        frame = frame_of(TileId.parse(name), 4, SIZE)
+        sizes = sizes_of(TileId.parse(name), 4, SIZE)
         for path, count, shape, most in (
-            (f"three_band/{name}.tif", 3, frame.rgb, 2047), (f"sixteen_band/{name}_P.tif", 1, frame.pan, 2047),
-            (f"sixteen_band/{name}_M.tif", 8, frame.multi, 2047), (f"sixteen_band/{name}_A.tif", 8, frame.swir, 16383),
+            (f"three_band/{name}.tif", 3, sizes.rgb, 2047), (f"sixteen_band/{name}_P.tif", 1, sizes.pan, 2047),
+            (f"sixteen_band/{name}_M.tif", 8, sizes.multi, 2047), (f"sixteen_band/{name}_A.tif", 8, sizes.swir, 16383),
         ):  # fmt: skip
             with rasterio.open(contest.folder / path) as image:
                 assert (image.count, image.shape, set(image.dtypes)) == (count, shape, {"uint16"})
@@ -250,7 +252,7 @@ def test_finer_classes_add_up_to_the_classes(contest):
         pieces = {number: [] for number in range(1, 11)}
         for path in (contest.folder / "train_geojson_v3" / name).iterdir():
             layer = json.loads(path.read_text())
-            pieces[FINER[path.stem]] += [
+            pieces[GEOJSON_CLASSES[path.stem]] += [
                 shapely.from_geojson(json.dumps(item["geometry"])) for item in layer["features"]
             ]
         for number, parts in pieces.items():
@@ -292,19 +294,18 @@ def test_twins_show_the_same_ground_in_another_light(contest):
 def test_a_tile_is_the_same_alone_and_among_others(contest):
     alone = make_tile("6140_1_2", seed=4, size=SIZE)
     with rasterio.open(contest.folder / "sixteen_band/6140_1_2_M.tif") as image:
-        assert np.array_equal(image.read(), alone.products.multi)
+        assert np.array_equal(image.read(), alone.images.multi)
     assert alone.labels.shares == contest.labelled["6140_1_2"]
     other = make_tile("6140_1_2", seed=5, size=SIZE)
-    assert not np.array_equal(other.products.multi[0, :30, :30], alone.products.multi[0, :30, :30])
+    assert not np.array_equal(other.images.multi[0, :30, :30], alone.images.multi[0, :30, :30])
 
 
 def test_labels_lie_on_the_rgb_image():
     made = make_tile("6070_2_3", seed=1, size=(200, 230))
-    high, wide = made.products.rgb.shape[1:]
-    frame = frame_of(made.tile, 1, (200, 230))
-    step_x, step_y = frame.units_per_px
+    high, wide = made.images.rgb.shape[1:]
+    step_x, step_y = sizes_of(made.tile, 1, (200, 230)).frame.steps("label")
     water = made.labels.classes[6]
-    dark = -made.products.rgb[0].astype(float)
+    dark = -made.images.rgb[0].astype(float)
     fits = {}
     for row in range(-3, 4):
         for col in range(-3, 4):
@@ -323,12 +324,12 @@ def test_a_plan_covers_what_the_recipe_asks():
     ground = add_traffic(np.random.default_rng(4), ground, Rarities(1, 1, 2))
     tile = ground.site.tile
     for number, share in enumerate(recipe.shares[:7], start=1):
-        parts = [thing.outline for thing in ground.things if FINER[thing.name] == number]
-        parts += [crown.outline for name, crown in ground.groves if FINER[name] == number]
+        parts = [thing.outline for thing in ground.things if GEOJSON_CLASSES[thing.name] == number]
+        parts += [crown.outline for name, crown in ground.groves if GEOJSON_CLASSES[name] == number]
         area = shapely.union_all(parts).intersection(tile).area
-        assert area == pytest.approx(share * tile.area, rel=0.3), CONTEST_CLASSES[number - 1]
-    assert sum(FINER[thing.name] == 9 for thing in ground.things) == 1
-    assert sum(FINER[thing.name] == 10 for thing in ground.things) == 2
+        assert area == pytest.approx(share * tile.area, rel=0.3), class_names()[number]
+    assert sum(GEOJSON_CLASSES[thing.name] == 9 for thing in ground.things) == 1
+    assert sum(GEOJSON_CLASSES[thing.name] == 10 for thing in ground.things) == 2
 
 
 def test_a_spoilt_shape_is_invalid_and_a_triangle_cannot_be_spoilt():
@@ -352,6 +353,34 @@ def test_what_cannot_be_made_is_refused_before_work(tmp_path):
     with pytest.raises(OutputError, match="not empty"):
         generate_contest(tmp_path / "full", tiles=["6010_1_2"])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_contest_replaces_another_whole_and_nothing_else(contest, tmp_path):
+    place = tmp_path / "made"
+    generate_contest(place, seed=4, size=SIZE, tiles=["6010_4_4"])
+    with pytest.raises(OutputError, match="not empty"):
+        generate_contest(place, seed=5, size=SIZE, tiles=["6010_3_4"])
+    generate_contest(place, seed=5, size=SIZE, tiles=["6010_3_4"], overwrite=True)
+    assert [path.name for path in (place / "three_band").iterdir()] == ["6010_3_4.tif"]
+    (place / "README.txt").write_text("mine")
+    with pytest.raises(OutputError, match="did not make it so"):
+        generate_contest(place, seed=5, size=SIZE, tiles=["6010_3_4"], overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_contest_that_is_interrupted_leaves_nothing_and_what_was_there(tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    place = tmp_path / "made"
+    place.mkdir()
+    for there in ([], ["README.txt"]):
+        for name in there:
+            (place / name).write_text("A contest generated by satseg, once")
+        with pytest.raises(KeyboardInterrupt):
+            generate_contest(place, tiles=["6010_4_4"], size=SIZE, overwrite=True, progress=stop)
+        assert [path.name for path in tmp_path.iterdir()] == ["made"]
+        assert [path.name for path in place.iterdir()] == there
 
 
 def test_the_command_prints_the_areas(run, tmp_path):

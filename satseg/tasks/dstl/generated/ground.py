@@ -19,11 +19,11 @@ from shapely import Polygon
 from shapely.geometry.base import BaseGeometry
 
 from satseg.synthetic.blocks import vehicle
-from satseg.synthetic.contest_country import Country
-from satseg.synthetic.contest_roster import Rarities, Recipe, pond_m2
-from satseg.synthetic.contest_site import MARGIN_M, Cell, Lines, Site, deal, frame_for, lay_lines
-from satseg.synthetic.contest_things import Thing, house, pond, structure, trees, truck
 from satseg.synthetic.layout import Crown, Layout, Patch, Rows, Vehicle, combine
+from satseg.tasks.dstl.generated.country import Country
+from satseg.tasks.dstl.generated.roster import Rarities, Recipe, pond_m2
+from satseg.tasks.dstl.generated.site import MARGIN_M, Cell, Lines, Site, deal, frame_for, lay_lines
+from satseg.tasks.dstl.generated.things import Thing, house, pond, structure, trees, truck
 
 HOUSES_SHARE = 0.27
 """Of a village's ground, under roofs; more where the tile has no room."""

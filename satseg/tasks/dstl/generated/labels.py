@@ -20,22 +20,14 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from satseg.errors import UsageError
-from satseg.synthetic.contest_ground import Ground
-from satseg.synthetic.contest_roster import CONTEST_CLASSES, GSD_M, TileFrame
-from satseg.synthetic.contest_things import Thing
+from satseg.tasks.dstl.facts import CLASS_NUMBERS, GEOJSON_CLASSES, GSD_M
+from satseg.tasks.dstl.frame import Frame
+from satseg.tasks.dstl.generated.ground import Ground
+from satseg.tasks.dstl.generated.things import Thing
+from satseg.tasks.dstl.rounding import EMPTY
 
-FINER = {
-    "001_MM_L2_LARGE_BUILDING": 1, "001_MM_L3_RESIDENTIAL_BUILDING": 1, "001_MM_L3_NON_RESIDENTIAL_BUILDING": 1,
-    "001_MM_L5_MISC_SMALL_STRUCTURE": 2, "002_TR_L3_GOOD_ROADS": 3, "002_TR_L4_POOR_DIRT_CART_TRACK": 4,
-    "002_TR_L6_FOOTPATH_TRAIL": 4, "006_VEG_L2_WOODLAND": 5, "006_VEG_L3_HEDGEROWS": 5,
-    "006_VEG_L5_GROUP_TREES": 5, "006_VEG_L5_STANDALONE_TREES": 5, "007_AGR_L2_CONTOUR_PLOUGHING_CROPLAND": 6,
-    "007_AGR_L6_ROW_CROP": 6, "008_WTR_L3_WATERWAY": 7, "008_WTR_L2_STANDING_WATER": 8,
-    "003_VH_L4_LARGE_VEHICLE": 9, "003_VH_L5_SMALL_VEHICLE": 10, "003_VH_L6_MOTORBIKE": 10,
-}  # fmt: skip
-"""Names of the GeoJSON files to the class that they are part of."""
 LATTICE = 1e-6
 DECIMALS = 6
-EMPTY = "MULTIPOLYGON EMPTY"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +37,7 @@ class TileLabels:
     Parameters
     ----------
     classes : tuple of 10 MultiPolygons
-        In the order of `CONTEST_CLASSES`; empty where there is none.
+        In the order of class numbers; empty where there is none.
     finer : dict of str to tuple of Polygons
         The finer classes that the tile has.
     shares : tuple of 10 floats in 0..1
@@ -57,21 +49,21 @@ class TileLabels:
     shares: tuple[float, ...]
 
 
-def label_tile(ground: Ground, frame: TileFrame, *, unsteady: Generator | None = None) -> TileLabels:
+def label_tile(ground: Ground, frame: Frame, *, unsteady: Generator | None = None) -> TileLabels:
     """Return the labels of what stands on the tile; drawn with an unsteady hand where a generator is given."""
     things = [*ground.things, *(Thing(name, crown.outline) for name, crown in ground.groves)]
     if unsteady is not None:
         things = _redrawn(unsteady, things)
-    wet = shapely.union_all([item.outline for item in things if FINER[item.name] == 8]).buffer(1.0)
+    wet = shapely.union_all([item.outline for item in things if GEOJSON_CLASSES[item.name] == 8]).buffer(1.0)
     outlines = np.array(
-        [item.outline.difference(wet) if FINER[item.name] == 6 else item.outline for item in things], object
+        [item.outline.difference(wet) if GEOJSON_CLASSES[item.name] == 6 else item.outline for item in things], object
     )
     placed = _in_frame(outlines, frame)
-    ids = np.array([FINER[item.name] for item in things], int)
-    classes = tuple(_joined(placed[ids == number]) for number in range(1, len(CONTEST_CLASSES) + 1))
+    ids = np.array([GEOJSON_CLASSES[item.name] for item in things], int)
+    classes = tuple(_joined(placed[ids == number]) for number in CLASS_NUMBERS)
     whole = frame.x_max * -frame.y_min
     finer: dict[str, tuple[Polygon, ...]] = {}
-    for name in FINER:
+    for name in GEOJSON_CLASSES:
         mine = [item.name == name for item in things]
         pieces = tuple(_polygons(shapely.set_precision(placed[mine], LATTICE)))
         if pieces:
@@ -84,7 +76,7 @@ def _redrawn(rng: Generator, things: Sequence[Thing]) -> list[Thing]:
     drawn = []
     for item in things:
         aside, up = (float(value) for value in rng.normal(0, 0.12, 2))
-        if FINER[item.name] not in (2, 5) or rng.random() > 0.03:
+        if GEOJSON_CLASSES[item.name] not in (2, 5) or rng.random() > 0.03:
             drawn.append(Thing(item.name, translate(item.outline, aside, up)))
     return drawn
 
@@ -123,13 +115,12 @@ def to_geojson(name: str, polygons: Sequence[Polygon]) -> str:
     return json.dumps({"type": "FeatureCollection", "features": features}) + "\n"
 
 
-def _in_frame(outlines: NDArray[np.object_], frame: TileFrame) -> NDArray[np.object_]:
+def _in_frame(outlines: NDArray[np.object_], frame: Frame) -> NDArray[np.object_]:
     """Move outlines from metres (y up, origin at the lower left) to the label frame, cut to the tile."""
-    step_x, step_y = frame.units_per_px
-    high = frame.rgb[0]
+    step_x, step_y = frame.steps("label")
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.column_stack([points[:, 0] / GSD_M * step_x, (high - points[:, 1] / GSD_M) * step_y])
+        return np.column_stack([points[:, 0] / GSD_M * step_x, (frame.height - points[:, 1] / GSD_M) * step_y])
 
     moved = shapely.transform(outlines, move)
     return np.asarray(shapely.intersection(moved, shapely.box(0, frame.y_min, frame.x_max, 0)), object)

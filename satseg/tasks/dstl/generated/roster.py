@@ -17,29 +17,22 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-CONTEST_CLASSES = (
-    "Buildings", "Misc. Manmade structures", "Road", "Track", "Trees", "Crops", "Waterway",
-    "Standing water", "Vehicle Large", "Vehicle Small",
-)  # fmt: skip
-"""Names of the classes; ClassType is the place in this tuple, from 1."""
+from satseg.tasks.dstl.facts import GSD_M, SAME_GROUND, class_names
+from satseg.tasks.dstl.frame import Frame, scaled
+
 MEAN_SHARES = (3.301, 0.705, 0.808, 2.999, 10.173, 27.508, 0.501, 0.168, 0.0037, 0.0152)
 """Mean area of each class over the 25 labelled tiles of the original, in percent of a tile."""
 TILES_WITH = (12, 17, 11, 23, 25, 14, 2, 13, 8, 13)
 """How many of those 25 hold the class."""
-GSD_M = 0.31
 FULL_SIZE = (3349, 3396)
 REGIONS = tuple(range(6010, 6190, 10))
-TWINS = {6140: 6110, 6130: 6020, 6150: 6030}
-"""Region to the region that shows the same ground at another time."""
 SCORED = (
     "6010_3_0", "6010_4_3", "6020_0_0", "6020_1_1", "6020_2_2", "6030_1_1", "6030_1_4", "6040_4_2",
     "6050_1_3", "6050_2_0", "6060_1_1", "6060_2_0", "6060_2_2", "6060_4_4", "6070_0_4", "6080_2_0",
     "6080_2_2", "6090_2_0", "6090_2_1", "6090_2_3", "6100_1_0", "6100_3_3", "6110_2_0", "6120_0_4",
     "6120_2_3", "6120_3_4", "6140_0_3", "6150_0_1", "6150_4_1", "6160_0_1", "6160_3_2", "6170_4_2",
 )  # fmt: skip
-MOVED = ("6010_1_2", "6040_4_4", "6070_2_3", "6100_2_2")
-"""Labelled tiles that are still in the sample submission."""
-
+"""The tiles of the original that were scored."""
 LABELLED_KINDS = {
     "6010_1_2": "forest", "6010_2_4": "wood", "6010_4_2": "forest", "6040_0_3": "wood", "6040_1_0": "forest",
     "6040_2_3": "wood", "6040_4_4": "forest", "6060_2_3": "fields", "6070_2_3": "river", "6090_1_3": "fields",
@@ -93,11 +86,16 @@ class TileId:
     @property
     def ground(self) -> TileId:
         """The tile that shows this ground first: itself but for the later of two twins."""
-        return TileId(TWINS.get(self.region, self.region), self.row, self.col)
+        return TileId(first_region(self.region), self.row, self.col)
 
     def rng(self, seed: int, stream: int) -> Generator:
         """Return a generator of random numbers of this tile alone."""
         return np.random.default_rng([seed, stream, self.region, self.row, self.col])
+
+
+def first_region(region: int) -> int:
+    """Return the region that shows the ground of `region` first: itself but for the later of two twins."""
+    return int(SAME_GROUND.get(str(region), region))
 
 
 def all_ids() -> tuple[TileId, ...]:
@@ -112,7 +110,7 @@ class Recipe:
     Parameters
     ----------
     shares : tuple of 10 floats in 0..1
-        Of the tile's area, in the order of `CONTEST_CLASSES`.
+        Of the tile's area, in the order of the class numbers.
     building_m2, structure_m2, pond_m2 : float
         Mean area of one.
     """
@@ -124,7 +122,7 @@ class Recipe:
 
     def share(self, name: str) -> float:
         """Return the share of a class."""
-        return self.shares[CONTEST_CLASSES.index(name)]
+        return self.shares[list(class_names().values()).index(name)]
 
 
 def recipe_of(tile: TileId, seed: int) -> Recipe:
@@ -211,33 +209,22 @@ def even_counts(expected: Sequence[float], start: float, least: float = 0.0) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class TileFrame:
-    """Sizes of a tile's images, (height, width) in pixels, and its corner in the frame of the labels.
-
-    `x_max` and `y_min` are those of grid_sizes.csv: the official scaling maps them to column
-    W * W / (W + 1) and row H * H / (H + 1) of the RGB image of W x H pixels.
-    """
+class Sizes:
+    """Sizes of a tile's images, (height, width) in pixels, and the frame of its labels."""
 
     rgb: tuple[int, int]
     pan: tuple[int, int]
     multi: tuple[int, int]
     swir: tuple[int, int]
-    x_max: float
-    y_min: float
-
-    @property
-    def units_per_px(self) -> tuple[float, float]:
-        """How much of the label frame's x, and y (negative), go to one RGB pixel."""
-        high, wide = self.rgb
-        return self.x_max * (wide + 1) / wide**2, self.y_min * (high + 1) / high**2
+    frame: Frame
 
 
 UNITS_PER_PX = (2.700736e-6, 2.700119e-6)
 """Of the original tiles, along x and y."""
 
 
-def frame_of(tile: TileId, seed: int, size: tuple[int, int]) -> TileFrame:
-    """Return the sizes of a tile in a contest of tiles of about `size` RGB pixels (height, width)."""
+def sizes_of(tile: TileId, seed: int, size: tuple[int, int]) -> Sizes:
+    """Return the sizes and the frame of a tile in a contest of tiles of about `size` RGB pixels (height, width)."""
     rng = tile.rng(seed, 13)
     high = size[0] + int(rng.integers(-4, 2))
     wide = size[1] + round(float(rng.uniform(-60, 7)) * size[1] / FULL_SIZE[1])
@@ -246,9 +233,9 @@ def frame_of(tile: TileId, seed: int, size: tuple[int, int]) -> TileFrame:
     multi = (math.ceil(high / M_RATIO), math.ceil(wide / M_RATIO))
     swir = (round(high / A_RATIO), round(wide / A_RATIO))
     x_max, y_min = (
-        round(count**2 / (count + 1) * unit, 6) for count, unit in zip((wide, high), UNITS_PER_PX, strict=True)
+        round(scaled(count) * unit, 6) for count, unit in zip((wide, high), UNITS_PER_PX, strict=True)
     )
-    return TileFrame((high, wide), pan, multi, swir, x_max, -y_min)
+    return Sizes((high, wide), pan, multi, swir, Frame(wide, high, x_max, -y_min))
 
 
 def shifts_of(tile: TileId, seed: int) -> dict[str, tuple[float, float]]:

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from satseg.synthetic.contest_country import Look
-from satseg.synthetic.contest_roster import GSD_M, TileFrame
-from satseg.synthetic.contest_site import MARGIN_M
 from satseg.synthetic.layout import Layout
 from satseg.synthetic.rendering import BLUR_PX, COUNTS_PER_REFLECTANCE, MAX_COUNT, Canvas, Light, blur, paint
 from satseg.synthetic.shortwave import SWIR
 from satseg.synthetic.spectra import BANDS, VNIR, BandSet
+from satseg.tasks.dstl.facts import GSD_M
+from satseg.tasks.dstl.generated.country import Look
+from satseg.tasks.dstl.generated.roster import Sizes
+from satseg.tasks.dstl.generated.site import MARGIN_M
 
 Pixels = NDArray[np.float32]
 
@@ -37,7 +38,7 @@ M_NOISE, RGB_NOISE, PAN_NOISE, SWIR_NOISE = (1.5, 0.004), (2.5, 0.008), (2.5, 0.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Products:
+class Images:
     """The images of one tile, (bands, height, width) uint16: RGB, P and M in 11 bits, A in 14."""
 
     rgb: NDArray[np.uint16]
@@ -47,14 +48,14 @@ class Products:
 
 
 def photograph(
-    rng: Generator, layout: Layout, look: Look, frame: TileFrame, shifts: dict[str, tuple[float, float]]
-) -> Products:
+    rng: Generator, layout: Layout, look: Look, sizes: Sizes, shifts: dict[str, tuple[float, float]]
+) -> Images:
     """Return the images of `layout`, whose origin is the tile's lower left corner.
 
     `shifts` holds (dx, dy) of M and A in RGB pixels, right and down: what RGB shows at (col, row) they
     show at (col + dx, row + dy), in their own pixels.
     """
-    high, wide = frame.rgb
+    high, wide = sizes.rgb
     canvas = Canvas(
         rng, height=high + 2 * EDGE_PX, width=wide + 2 * EDGE_PX, gsd_m=GSD_M,
         corner=(-EDGE_PX * GSD_M, -EDGE_PX * GSD_M),
@@ -65,12 +66,12 @@ def photograph(
     colours = blur(near[list(RGB)], BLUR_PX)[:, *inner]
     pan = np.tensordot(PAN_WEIGHTS, near, 1)[None]
     tile = (float(EDGE_PX), float(EDGE_PX), float(high), float(wide))
-    swir = _shortwave(rng, layout, look, frame, shifts["A"])
+    swir = _shortwave(rng, layout, look, sizes, shifts["A"])
     scale = COUNTS_PER_REFLECTANCE
-    return Products(
+    return Images(
         rgb=_counts(rng, colours * scale, RGB_NOISE, MAX_COUNT),
-        pan=_counts(rng, area_mean(pan, tile, frame.pan) * scale, PAN_NOISE, MAX_COUNT),
-        multi=_counts(rng, area_mean(near, _moved(tile, shifts["M"]), frame.multi) * scale, M_NOISE, MAX_COUNT),
+        pan=_counts(rng, area_mean(pan, tile, sizes.pan) * scale, PAN_NOISE, MAX_COUNT),
+        multi=_counts(rng, area_mean(near, _moved(tile, shifts["M"]), sizes.multi) * scale, M_NOISE, MAX_COUNT),
         swir=_counts(rng, swir, SWIR_NOISE, SWIR_MOST),
     )
 
@@ -110,10 +111,10 @@ def _moved(
 
 
 def _shortwave(
-    rng: Generator, layout: Layout, look: Look, frame: TileFrame, shift: tuple[float, float]
+    rng: Generator, layout: Layout, look: Look, sizes: Sizes, shift: tuple[float, float]
 ) -> Pixels:
     """Return A before noise, in counts: drawn in pixels of four RGB ones, then averaged."""
-    high_m, wide_m = (side * GSD_M for side in frame.rgb)
+    high_m, wide_m = (side * GSD_M for side in sizes.rgb)
     edge = math.floor(MARGIN_M / SWIR_STEP_M)
     rows, cols = (math.ceil(side / SWIR_STEP_M) + 2 * edge for side in (high_m, wide_m))
     corner = (-edge * SWIR_STEP_M, -edge * SWIR_STEP_M)
@@ -121,7 +122,7 @@ def _shortwave(
     far = _seen(rng, canvas, layout, look.light, SWIR) * (look.swir_gain * np.float32(SWIR_COUNTS))[:, None, None]
     high, wide = high_m / SWIR_STEP_M, wide_m / SWIR_STEP_M
     box = _moved((rows - edge - high, float(edge), high, wide), (shift[0] / 4, shift[1] / 4))
-    return area_mean(far, box, frame.swir)
+    return area_mean(far, box, sizes.swir)
 
 
 def _seen(rng: Generator, canvas: Canvas, layout: Layout, light: Light, bands: BandSet) -> Pixels:

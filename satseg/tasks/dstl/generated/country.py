@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from satseg.synthetic.contest_roster import TWINS
 from satseg.synthetic.layout import Layout, Patch
 from satseg.synthetic.rendering import Light
 from satseg.synthetic.spectra import BANDS
+from satseg.tasks.dstl.generated.roster import first_region
 
 CLAY = (("adobe", 0.5), ("concrete", 0.25), ("zinc", 0.25))
 TILED = (("red_tile", 0.4), ("orange_tile", 0.25), ("brown_tile", 0.15), ("slate", 0.1), ("zinc", 0.1))
@@ -97,7 +97,7 @@ class Look:
 
 def country_of(region: int, seed: int) -> Country:
     """Return the country of a region, which twins share."""
-    rng = np.random.default_rng([seed, 21, TWINS.get(region, region)])
+    rng = np.random.default_rng([seed, 21, first_region(region)])
     roofs = (CLAY, TILED, TIN)[int(rng.choice(3, p=(0.4, 0.3, 0.3)))]
     return Country(
         angle=float(rng.uniform(0, math.pi)),
@@ -115,8 +115,8 @@ def look_of(region: int, seed: int) -> Look:
     """Return the visit that a region was seen at; the later of two twins is seen in another season."""
     rng = np.random.default_rng([seed, 22, region])
     seasons = list(SEASONS)
-    if region in TWINS:
-        seasons.remove(look_of(TWINS[region], seed).season)
+    if (first := first_region(region)) != region:
+        seasons.remove(look_of(first, seed).season)
     season = str(rng.choice(seasons))
     light = Light(
         azimuth=math.radians(float(rng.uniform(-75, -25))),

@@ -21,8 +21,8 @@ from shapely import LineString, Polygon
 from shapely.geometry.base import BaseGeometry
 from shapely.ops import substring
 
-from satseg.synthetic.contest_roster import Recipe
 from satseg.synthetic.layout import StreetFrame
+from satseg.tasks.dstl.generated.roster import Recipe
 
 MARGIN_M = 36.0
 """How far the ground goes on around a tile: A may be shifted by 29 m."""

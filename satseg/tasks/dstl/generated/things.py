@@ -16,9 +16,9 @@ from numpy.random import Generator
 from shapely import Polygon
 
 from satseg.synthetic.blocks import pick, water_patches
-from satseg.synthetic.contest_country import Country
-from satseg.synthetic.contest_site import Lines, Site
 from satseg.synthetic.layout import Building, Crown, Layout, Patch, Wing, blob, crown, grove, rectangle
+from satseg.tasks.dstl.generated.country import Country
+from satseg.tasks.dstl.generated.site import Lines, Site
 
 Place = tuple[float, float, float]
 LARGE_M2 = 230.0
