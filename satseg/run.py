@@ -173,9 +173,11 @@ class TrainOptions(BaseModel):
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1, description="batches to a step: memory of one, and the mean of their losses")
     rounds: int = Field(5, ge=1, description="validations over the budget")
+    optimizer: Literal["adamw", "nadam"] = "adamw"
     learning_rate: float = Field(5e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises")
+    schedule: Literal["cosine", "step"] = Field("cosine", description="of the rate: step is a tenth from half on")
     clip_norm: float = Field(1.0, gt=0)
     ema: float = Field(0.0, ge=0, lt=1, description="kept of the averaged weights at a step, such as 0.99; 0: none")
     patience: int = Field(0, ge=0, description="rounds without a better validation that end the run; 0: never")

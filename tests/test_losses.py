@@ -235,8 +235,11 @@ def test_unknown_loss_and_parameter_are_refused_with_a_suggestion():
     with pytest.raises(SpecError, match="did you mean 'weight'") as caught:
         make_loss("weighted_bce_log_jaccard", weigth=0.5)
     assert caught.value.code == "E-SPEC-051"
-    with pytest.raises(SpecError, match="no parameter 'weight'"):
-        make_loss("bce", weight=0.5)
+    with pytest.raises(SpecError, match="did you mean 'boundary'"):
+        make_loss("bce_plus_dice", boundry=0.5)
+    for name, param in (("bce", "weight"), ("bce_plus_dice", "entropy")):
+        with pytest.raises(SpecError, match=f"no parameter '{param}'"):
+            make_loss(name, **{param: 0.5})
 
 
 def lost_overlap(wrong: set[int], positive: set[int]) -> float:
@@ -321,7 +324,7 @@ def test_boundary_weighs_pixels_near_a_border():
     labelled = torch.ones_like(labelled)
     expected = (plain * weight).sum() / weight.sum()
     torch.testing.assert_close(losses.bce(logits, targets, labelled, boundary=3.0), expected)
-    extra = losses.bce_minus_log_jaccard(logits, targets, labelled, boundary=3.0)
+    extra = make_loss("bce_minus_log_jaccard", boundary=3.0)(logits, targets, labelled)
     torch.testing.assert_close(extra - losses.log_jaccard(logits, targets, labelled), expected)
 
 
@@ -351,8 +354,9 @@ def test_boundary_and_smoothing_keep_unlabelled_pixels_out_and_gradients_right(n
 def test_loss_of_a_run_has_the_parameters_of_the_run():
     logits, targets, labelled = random_case(15)
     options = TrainOptions(loss="weighted_bce_log_jaccard", loss_params={"weight": 0.6}, boundary=2, smoothing=0.1)
-    expected = losses.weighted_bce_log_jaccard(logits, targets, labelled, weight=0.6, boundary=2.0, smoothing=0.1)
-    assert float(loss_of(options)(logits, targets, labelled)) == float(expected)
+    entropy = losses.bce(logits, targets, labelled, boundary=2.0, smoothing=0.1)
+    expected = 0.4 * entropy + 0.6 * losses.log_jaccard(logits, targets, labelled)
+    assert float(loss_of(options)(logits, targets, labelled)) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +13,8 @@ import satseg
 from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.learning.training import learner
 from satseg.learning.training.feed import Budget, Moment, RoundSampler
-from satseg.learning.training.steps import averaged_copy, take_into_average
+from satseg.learning.training.steps import averaged_copy, optimizer_of, schedule, take_into_average
+from satseg.run import TrainOptions
 from tests.worlds import squares
 
 FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 1, "rounds": 2, "precision": "fp32", "device": "cpu"}
@@ -35,7 +37,9 @@ def stop_at(share):
 
 
 @pytest.mark.parametrize(
-    "options", [{"ema": 0.9}, {"accumulate": 2}, {"patience": 9, "ema": 0.5, "accumulate": 3}], ids=str
+    "options",
+    [{"ema": 0.9}, {"accumulate": 2, "optimizer": "nadam"}, {"patience": 9, "ema": 0.5, "accumulate": 3}],
+    ids=str,
 )
 def test_killed_run_resumes_into_the_run_it_would_have_been(tmp_path, options):
     data = [squares(tmp_path)]
@@ -59,6 +63,49 @@ def test_run_killed_between_checkpoints_resumes_alike_when_batches_accumulate(tm
         satseg.train(data, output=tmp_path / "parts.safetensors", progress=stop_at(0.5), **call)
     parts = satseg.train(data, output=tmp_path / "parts.safetensors", resume=True, **call)
     assert equal(weights(whole), weights(parts))
+
+
+def rates(**options):
+    return np.array([schedule(float(share), TrainOptions(**options)) for share in np.linspace(0, 1, 101)])
+
+
+def test_cosine_rises_then_falls_to_a_hundredth():
+    found = rates(warmup=0.1)
+    assert found[:10].max() < found[10] == pytest.approx(1.0)
+    assert (np.diff(found[10:]) <= 1e-12).all()
+    assert found[-1] == pytest.approx(0.01)
+
+
+def test_step_is_a_tenth_from_half_the_budget_on():
+    assert np.array_equal(rates(schedule="step", warmup=0.0), [1.0] * 50 + [0.1] * 51)
+    rise = np.clip(np.arange(50) / 10, 0.02, 1)
+    np.testing.assert_allclose(rates(schedule="step", warmup=0.1)[:50], rise, atol=1e-12)
+
+
+def nadam_by_formula(weight, gradients, *, rate, decay, betas=(0.9, 0.999), warming=0.004, eps=1e-8):
+    """Dozat 2016, with the schedule of momentum that Keras takes from its section 3.1; decay as Loshchilov's."""
+    m = v = 0.0
+    product = 1.0
+    for t, gradient in enumerate(gradients, 1):
+        now, then = (betas[0] * (1 - 0.5 * 0.96 ** (n * warming)) for n in (t, t + 1))
+        product *= now
+        weight *= 1 - rate * decay
+        m, v = betas[0] * m + (1 - betas[0]) * gradient, betas[1] * v + (1 - betas[1]) * gradient**2
+        step = (1 - now) * gradient / (1 - product) + then * m / (1 - product * then)
+        weight -= rate * step / (math.sqrt(v / (1 - betas[1] ** t)) + eps)
+    return weight
+
+
+def test_nadam_is_that_of_dozat_and_decays_as_adamw_does():
+    weight = torch.nn.Parameter(torch.tensor([0.7], dtype=torch.float64))
+    options = TrainOptions(optimizer="nadam", learning_rate=0.02, weight_decay=0.1)
+    optimizer = optimizer_of([{"params": [weight], "factor": 1.0}], options)
+    gradients = [0.5, -0.3, 0.9, 0.1]
+    for gradient in gradients:
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+    assert weight.item() == pytest.approx(nadam_by_formula(0.7, gradients, rate=0.02, decay=0.1), rel=1e-9)
+    assert type(optimizer_of([{"params": [weight]}], TrainOptions())) is torch.optim.AdamW
 
 
 def test_average_follows_its_formula_statistics_too():

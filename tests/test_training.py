@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +12,6 @@ from satseg.errors import BandError, InputError, LabelError, OutputError, UsageE
 from satseg.learning.training import feed
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.feed import Budget
-from satseg.learning.training.learner import schedule
 from satseg.run import TrainOptions
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, squares, tiny_model
@@ -133,14 +131,6 @@ def test_nan_batch_is_skipped_and_counted(tmp_path, monkeypatch):
     model = satseg.train([squares(tmp_path)], steps=5, **FAST)
     assert model.card.scores["skipped_batches"] == 1
     assert all(bool(torch.isfinite(value).all()) for value in weights(model).values() if value.is_floating_point())
-
-
-def test_schedule_rises_then_falls_to_a_hundredth():
-    shares = np.linspace(0, 1, 101)
-    rates = np.array([schedule(float(share), 0.1) for share in shares])
-    assert rates[:10].max() < rates[10] == pytest.approx(1.0)
-    assert (np.diff(rates[10:]) <= 1e-12).all()
-    assert rates[-1] == pytest.approx(0.01)
 
 
 def test_budget_counts_steps_or_minutes():

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satseg.errors import BandError, GridError, UsageError
+from satseg.learning.networks.architectures import new_network
 from satseg.learning.networks.unet import SEED_2017, Residual, UNet, UNetConfig, default_config, parameter_count, reach
+from satseg.run import ModelOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 
@@ -36,9 +38,25 @@ def positive(config: UNetConfig, *, constant: bool = False) -> UNet:
     return network
 
 
+OF_2017 = {
+    "width": 32, "depth": 5, "stem": 1, "residual": False, "decoder_convs": 2, "squeeze": False, "activation": "elu",
+    "crop": 16,
+}  # fmt: skip
+"""The network of 2017 as a run file names it."""
+
+
+def test_options_of_a_run_name_the_network_of_2017():
+    options = ModelOptions(**OF_2017)
+    network = new_network(options, bands=16, classes=1, prior=0.5, generator=generator())
+    assert network.config == SEED_2017
+
+
 def test_seed_network_has_7856289_weights_and_maps_112_to_80():
     network = UNet(SEED_2017)
-    assert sum(weight.numel() for weight in network.parameters() if weight.requires_grad) == 7_856_289
+    trainable = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    assert trainable == 7_856_289
+    statistics = sum(value.numel() for value in network.buffers() if value.is_floating_point())
+    assert trainable + statistics == 7_862_177  # Keras counts means and variances too
     assert network(torch.zeros(1, 16, 112, 112)).shape == (1, 1, 80, 80)
     assert SEED_2017.widths == (32, 64, 128, 256, 512)
 

@@ -45,7 +45,15 @@ from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import company, given_ranks, mean_over_ranks, trainer_options
 from satseg.learning.training.reporting import Reporter
-from satseg.learning.training.steps import Patience, Statistics, averaged_copy, clipped, take_into_average
+from satseg.learning.training.steps import (
+    Patience,
+    Statistics,
+    averaged_copy,
+    clipped,
+    optimizer_of,
+    schedule,
+    take_into_average,
+)
 from satseg.progress import Progress
 from satseg.run import RunConfig
 
@@ -150,16 +158,15 @@ class Learner(lightning.LightningModule):
         self.log("jaccard", float(np.mean(present)) if present else unknown, sync_dist=False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; the rate is set before each step from the elapsed share of the budget."""
-        groups = parameter_groups(self.network, self.tuning)
-        return torch.optim.AdamW(groups, lr=self.options.learning_rate, weight_decay=self.options.weight_decay)
+        """The optimiser of the run; the rate is set before each step from the elapsed share of the budget."""
+        return optimizer_of(parameter_groups(self.network, self.tuning), self.options)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate of this step."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         share = self.budget.share(self.global_step)
         hold_encoder(self.network, self.tuning, share)
-        rate = self.options.learning_rate * schedule(share, self.options.warmup)
+        rate = self.options.learning_rate * schedule(share, self.options)
         for group in optimizer.param_groups:  # type: ignore[union-attr]  # one optimiser, see above
             group["lr"] = rate * group["factor"]
 
@@ -196,14 +203,6 @@ class Learner(lightning.LightningModule):
         """Where the run stands as a round begins."""
         until = (self.current_epoch + 1) / (self.trainer.max_epochs or 1)
         return Moment(self.global_step, until, self.trainer.global_rank, self.trainer.world_size)
-
-
-def schedule(share: float, warmup: float) -> float:
-    """Factor of the learning rate: a linear rise over `warmup`, then half a cosine down to 1 %."""
-    if share < warmup:
-        return max(0.02, share / warmup)
-    fall = (share - warmup) / (1 - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, fall))))
 
 
 def nothing(network: Network) -> torch.Tensor:

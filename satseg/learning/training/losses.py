@@ -14,6 +14,7 @@ Cross-entropies take two more parameters, both 0 unless given. `boundary` makes 
 its class count 1 + `boundary` times, found on the batch at hand with two poolings; rejected: the distance
 maps of Ronneberger et al. 2015, for they cost more than a step. `smoothing` moves targets that far towards
 1/2 (Szegedy et al. 2016, arXiv 1512.00567); overlaps are counts of pixels, and see the targets as they are.
+Sums with an overlap take their cross-entropy as a function, into which `make_loss` puts both.
 """
 
 from __future__ import annotations
@@ -126,44 +127,24 @@ def lovasz(logits: Tensor, targets: Tensor, labelled: Tensor | None = None) -> T
 
 
 def bce_minus_log_jaccard(
-    logits: Tensor,
-    targets: Tensor,
-    labelled: Tensor | None = None,
-    *,
-    boundary: float = 0.0,
-    smoothing: float = 0.0,
+    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, entropy: Loss = bce
 ) -> Tensor:
     """BCE - ln J, the loss of Iglovikov et al. 2017 (arXiv 1706.06169, eq. 6)."""
-    entropy = bce(logits, targets, labelled, boundary=boundary, smoothing=smoothing)
-    return entropy + log_jaccard(logits, targets, labelled)
+    return entropy(logits, targets, labelled) + log_jaccard(logits, targets, labelled)
 
 
 def weighted_bce_log_jaccard(
-    logits: Tensor,
-    targets: Tensor,
-    labelled: Tensor | None = None,
-    *,
-    weight: float = 0.3,
-    boundary: float = 0.0,
-    smoothing: float = 0.0,
+    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, weight: float = 0.3, entropy: Loss = bce
 ) -> Tensor:
     """(1 - weight) BCE - weight ln J (Shvets et al. 2018, arXiv 1803.01207)."""
-    entropy = bce(logits, targets, labelled, boundary=boundary, smoothing=smoothing)
-    return (1 - weight) * entropy + weight * log_jaccard(logits, targets, labelled)
+    return (1 - weight) * entropy(logits, targets, labelled) + weight * log_jaccard(logits, targets, labelled)
 
 
 def bce_plus_dice(
-    logits: Tensor,
-    targets: Tensor,
-    labelled: Tensor | None = None,
-    *,
-    weight: float = 1.0,
-    boundary: float = 0.0,
-    smoothing: float = 0.0,
+    logits: Tensor, targets: Tensor, labelled: Tensor | None = None, *, weight: float = 1.0, entropy: Loss = bce
 ) -> Tensor:
     """BCE + weight (1 - D)."""
-    entropy = bce(logits, targets, labelled, boundary=boundary, smoothing=smoothing)
-    return entropy + weight * soft_dice(logits, targets, labelled)
+    return entropy(logits, targets, labelled) + weight * soft_dice(logits, targets, labelled)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -193,13 +174,22 @@ def make_loss(name: str, **params: float) -> Loss:
     """
     if name not in LOSSES:
         raise SpecError(f"no loss is called {name!r}{suggest(name, LOSSES)}", code="E-SPEC-050")
-    signature = inspect.signature(LOSSES[name])
-    known = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    own, of_entropy = _parameters(LOSSES[name]), []
+    if "entropy" in own:
+        own.remove("entropy")
+        of_entropy = _parameters(bce)
     for param in params:
-        if param not in known:
-            tail = suggest(param, known)
+        if param not in own + of_entropy:
+            tail = suggest(param, own + of_entropy)
             raise SpecError(f"loss {name} has no parameter {param!r}{tail}", code="E-SPEC-051")
-    return partial(LOSSES[name], **params)
+    given = {param: value for param, value in params.items() if param in own}
+    moved = {param: value for param, value in params.items() if param not in own}
+    return partial(LOSSES[name], **given, **({"entropy": partial(LOSSES["bce"], **moved)} if moved else {}))
+
+
+def _parameters(loss: Callable[..., Tensor]) -> list[str]:
+    parameters = inspect.signature(loss).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def loss_of(options: TrainOptions) -> Loss:

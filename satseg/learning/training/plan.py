@@ -32,7 +32,7 @@ from satseg.run import RunConfig
 from satseg.vector.styles import class_colors
 
 BYTES_PER_WEIGHT = 16
-"""Weight, gradient and the two moments of AdamW, float32 each."""
+"""Weight, gradient and the two moments of AdamW or Nadam, float32 each."""
 MOST_TO_READ_PX = 64 * 2**20
 """Scenes of more pixels are mapped without their image."""
 

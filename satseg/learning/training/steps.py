@@ -1,4 +1,4 @@
-"""What happens around a step of the optimiser: weights kept sound, averaged, and a run ended in time.
+"""The optimiser, and what happens around a step of it: weights kept sound, averaged, and a run ended in time.
 
 An average of weights along the way (Polyak and Juditsky 1992) is a network of its own inside the learner, so that
 checkpoints, devices and ranks take it along; validation and the model use it instead of the weights that
@@ -6,12 +6,16 @@ learn. Its first steps count more (at most (1 + n) / (10 + n) is kept of it), fo
 start stay in it through a short run. Statistics of batch normalisation are averaged alike: they belong to the
 weights. Rejected: swapping weights around validations, which leaves either kind in a checkpoint by the order of
 callbacks.
+
+The step schedule and Nadam are those of 2017 (arXiv 1706.06169): a rate for half of the budget and a tenth of it for
+the other half, the optimiser of Dozat 2016 as Keras has it, whose momentum comes up over some hundred steps.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,8 +25,35 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from satseg.learning.networks.network import Network
+from satseg.run import TrainOptions
 
 log = logging.getLogger(__name__)
+
+LEAST_RATE = 0.01
+"""Of the full learning rate, at the end of the cosine."""
+LATE_RATE = 0.1
+"""Of the full learning rate, in the second half of the step schedule."""
+
+
+def optimizer_of(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:
+    """The optimiser that `options` name, for groups of weights; decay pulls at weights, not at their gradients."""
+    given: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer == "nadam":
+        return torch.optim.NAdam(groups, decoupled_weight_decay=True, **given)
+    return torch.optim.AdamW(groups, **given)
+
+
+def schedule(share: float, options: TrainOptions) -> float:
+    """Factor of the learning rate after `share`, 0..1, of the budget: a linear rise over `warmup`, then a fall.
+
+    The cosine falls to `LEAST_RATE` all the way; the step falls to `LATE_RATE` at half of the budget.
+    """
+    if share < options.warmup:
+        return max(0.02, share / options.warmup)
+    if options.schedule == "step":
+        return 1.0 if share < 0.5 else LATE_RATE
+    fall = min(1.0, (share - options.warmup) / (1 - options.warmup))
+    return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
 def averaged_copy(network: Network) -> Network:
