@@ -13,26 +13,20 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import ValidationError
 
+from satseg.classes import ClassItem, ClassSpec, ShapeRule
 from satseg.documents import (
-    Document,
     PathLike,
-    Rows,
-    Spec,
-    Text,
     decode,
-    fault_at,
     faults,
     folded,
     key_lines,
-    number_text,
     parse_toml,
     read_text,
     read_toml,
-    refuse_twice,
     suggest,
     validation_message,
 )
@@ -47,6 +41,7 @@ __all__ = [
     "SensorSpec",
     "ClassItem",
     "ClassSpec",
+    "ShapeRule",
     "IndexItem",
     "IndexSpec",
     "sensor_spec",
@@ -69,48 +64,6 @@ FOLDERS: dict[Kind, str] = {"sensor": "sensors", "classes": "classes", "indices"
 CALLED: dict[Kind, str] = {"sensor": "sensor", "classes": "class list", "indices": "document of indices"}
 INDICES = "spectral"
 """The shipped document of indices."""
-
-
-class ClassItem(Document):
-    """A class: its name and code in labels, its colour, and how its scores become features."""
-
-    name: Text
-    id: Annotated[int, Field(ge=0, le=65535)]
-    color: Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    min_area_m2: Annotated[float, Field(ge=0)] = 0.0
-    min_hole_m2: Annotated[float, Field(ge=0)] = 0.0
-
-
-class ClassSpec(Spec):
-    """A list of classes, their order that of the planes of a mask."""
-
-    kind: Literal["classes"] = "classes"
-    overlapping: bool = Field(True, description="whether one place may be of several classes")
-    ignore: Text | None = Field(None, description="label value whose area is neither learnt nor scored")
-    classes: Annotated[tuple[ClassItem, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _distinct(self) -> ClassSpec:
-        refuse_twice("classes", [item.name for item in self.classes], key="name")
-        refuse_twice("classes", [str(item.id) for item in self.classes], key="id")
-        if self.ignore in self.class_names:
-            raise fault_at(("ignore",), f"{self.ignore!r} is a class and ignored at once")
-        return self
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """All classes, in order."""
-        return tuple(item.name for item in self.classes)
-
-    def rows(self) -> Rows:
-        """Return one row for each class, after the header."""
-        header = ("id", "class", "color", "threshold", "min area m2", "min hole m2")
-        return header, *(
-            (str(item.id), item.name, item.color, *map(number_text, figures))
-            for item in self.classes
-            for figures in [(item.threshold, item.min_area_m2, item.min_hole_m2)]
-        )
 
 
 AnySpec: TypeAlias = SensorSpec | ClassSpec | IndexSpec

@@ -88,6 +88,9 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 @click.option("--min-area", type=float, metavar="M2", help="Drop smaller polygons.")
 @click.option("--simplify", type=float, default=0.0, metavar="M", help="Tolerance in metres; shared edges stay shared.")
 @click.option(
+    "--rules/--no-rules", default=True, help="The rules of the classes: growing, erasing and the like (info MODEL)."
+)
+@click.option(
     "--tta", type=click.Choice(["none", "d4", "scales", "d4+scales"]), default="none", show_default=True,
     help="Average scores over 8 turns, over 3 scales (4 x the work), or over both.",
 )

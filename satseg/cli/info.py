@@ -1,13 +1,18 @@
-"""`satseg info`: what scenes are, read from their headers alone, but for what --register looks at."""
+"""`satseg info`: what scenes and models are, read from their headers alone, but for what --register looks at."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from satseg.cli.common import json_option, opening, opening_options, print_json, scene_argument, scene_files_option
 from satseg.errors import PartialError, SatsegError
+
+MODEL_SUFFIX = ".safetensors"
+LISTS = {"name", "bands", "classes", "registrations", "warnings"}
+"""Facts that do not stand in a line of their own."""
 
 
 @click.command("info")
@@ -20,6 +25,7 @@ def command(
 ) -> None:
     """Grid, CRS, bands, dtypes, nodata, matched sensor and warnings of each SCENE.
 
+    A model file in its place is told by what it needs and finds: bands, and classes with thresholds and rules.
     Of several scenes, one that cannot be opened is named with the reason and does not stop the others.
     """
     sources = [scene_argument(text) for text in scenes] + ([list(scene_files)] if scene_files else [])
@@ -40,6 +46,10 @@ def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict
     from satseg.imagery.scene import open_scene
 
     try:
+        if isinstance(source, str) and source.lower().endswith(MODEL_SUFFIX):
+            from satseg.learning.networks.bundle import read_card
+
+            return {"name": os.path.basename(source), **read_card(source).info()}
         return open_scene(source, **how).info()
     except SatsegError as error:
         if alone:
@@ -49,12 +59,13 @@ def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict
 
 
 def _page(facts: dict[str, Any]) -> str:
-    plain = {key: value for key, value in facts.items() if key not in {"name", "bands", "registrations", "warnings"}}
+    plain = {key: value for key, value in facts.items() if key not in LISTS}
     lines = [facts["name"], *(f"  {key:<10} {_shown(value)}" for key, value in plain.items())]
-    lines += ["  bands"] if "bands" in facts else []
-    for band in facts.get("bands", ()):
-        parts = [f"{key} {_shown(value)}" for key, value in band.items() if key != "name" and value is not None]
-        lines.append(f"    {band['name']:<10} " + ", ".join(parts))
+    for key in ("bands", "classes"):
+        lines += [f"  {key}"] if key in facts else []
+        for item in facts.get(key, ()):
+            parts = [f"{name} {_shown(value)}" for name, value in item.items() if name != "name" and value is not None]
+            lines.append(f"    {item['name']:<10} " + ", ".join(parts))
     lines += [
         f"  registered: {', '.join(found['paths'])}: {found['reason']}"
         for found in facts.get("registrations", ())

@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from satseg.classes import ClassItem, rule_fault
 from satseg.crs import Bounds
 from satseg.errors import BandError
 from satseg.imagery.indices import Candidate, IndexBand, settled
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import Scene
 from satseg.indexes import IndexItem
-from satseg.specs import ClassItem
 
 FORMAT_VERSION = 1
 CHECKSUM = "card_sha256"
@@ -163,7 +163,7 @@ class ModelCard(_Part):
     normalization : Normalization
         Of exactly these bands.
     classes : tuple of ClassItem
-        In the order of the network's output, each with its threshold and clean-up values.
+        In the order of the network's output, each with its threshold, clean-up values and rules.
     separated : tuple of str
         Classes whose cores the network gives too, in planes after those of the classes.
     overlapping : bool
@@ -213,6 +213,8 @@ class ModelCard(_Part):
             raise ValueError(f"classes repeat: {self.class_names}")
         if not {*self.separated} <= {*self.class_names} or len({*self.separated}) != len(self.separated):
             raise ValueError(f"separated {self.separated} are not some of {self.class_names}")
+        if fault := rule_fault(self.classes):
+            raise ValueError(fault[2])
         planes = len(self.classes) + len(self.separated)
         for key, count in (("bands", len(self.bands)), ("classes", planes)):
             if self.architecture.arguments.get(key) != count:
@@ -234,6 +236,20 @@ class ModelCard(_Part):
         """Whether the products of the scenes learnt from were laid over each other, as those to detect in should be."""
         data = self.training.options.get("data")
         return isinstance(data, dict) and data.get("registered") is True
+
+    def info(self) -> dict[str, Any]:
+        """Return what the model needs and finds, in plain data: bands, and classes with their rules."""
+        told = {"id", "threshold", "min_area_m2", "min_hole_m2"}
+        return {
+            "network": self.architecture.name,
+            "gsd_m": self.gsd_m,
+            "halo": self.halo,
+            "sensor": self.sensor,
+            "bands": [band.model_dump() for band in self.bands],
+            "classes": [
+                {"name": item.name, **item.model_dump(include=told), "rules": list(item.rules)} for item in self.classes
+            ],
+        }
 
     def to_json(self) -> str:
         """Return the card in its one canonical form, its own checksum inside."""

@@ -156,6 +156,9 @@ class Plane(Protocol):
     def release(self, limit: int) -> Finished:
         """Return what has its last row above `limit` and was not returned yet, in the tracer's order."""
 
+    def pending(self) -> Geometries:
+        """Return the polygons that were taken and not returned yet."""
+
     def finish(self) -> Finished:
         """Return the rest; nothing may be taken after."""
 
@@ -204,6 +207,11 @@ class PlaneStream:
         if maybe.any():
             self._waiting = Finished.joined([self._waiting, ready[maybe]])
         return ready[~maybe]
+
+    def pending(self) -> Geometries:
+        """Return the polygons that are held."""
+        held: Geometries = np.concatenate([self._waiting.polygons, self._held.polygons])
+        return held
 
     def finish(self) -> Finished:
         """Return the rest."""
@@ -319,6 +327,10 @@ class PlaneWhole:
     def release(self, limit: int) -> Finished:
         """Return nothing: all comes at the end."""
         return Finished.none()
+
+    def pending(self) -> Geometries:
+        """Return everything so far."""
+        return Finished.joined(self._parts).polygons
 
     def finish(self) -> Finished:
         """Return everything."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from satseg.errors import GridError
 from satseg.grid import Grid
 from satseg.vector.features import as_features
-from satseg.vector.finish import Cleaning, Measure
+from satseg.vector.finish import Cleaning, Geometries, Measure
 from satseg.vector.layers import LABELS, WEIGHTS, Finished, Kinds, Plane, PlaneStream, PlaneWhole, small_hole_px
 from satseg.vector.trace import Outlines, OutlineTracer
 
@@ -173,6 +173,10 @@ class Planes:
         if self._pool is not None:
             self._pool.shutdown()
         return self._merged([plane.finish() for plane in self._planes])
+
+    def pending(self, k: int) -> Geometries:
+        """Return the polygons of plane `k` that are finished, and not certain yet."""
+        return self._planes[k].pending()
 
     def features(self, batch: Batch) -> geopandas.GeoDataFrame:
         """Return polygons as features with the classes of their planes."""

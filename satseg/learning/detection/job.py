@@ -85,8 +85,10 @@ class DetectOptions:
     threshold : float, optional
         For all classes, in place of the model's own.
     min_area, simplify : float, optional
-        In square metres and metres; the model's minimum area when left out, no simplification. Simplifying
-        needs all features in memory at once.
+        In square metres and metres; the model's minimum area when left out, no simplification but that of its rules.
+        Simplifying all classes together needs all features in memory at once.
+    rules : bool
+        Whether the classes' rules hold beyond threshold and least sizes: growing, erasing and the like.
     score_type : {"float32", "float16", "uint8"}
         Of the file of scores; bytes hold 0..254 and say so by the file's scale.
     """
@@ -105,6 +107,7 @@ class DetectOptions:
     threshold: float | None = None
     min_area: float | None = None
     simplify: float = 0.0
+    rules: bool = True
     score_type: ScoreType = "float32"
 
     def __post_init__(self) -> None:
@@ -231,6 +234,7 @@ class Detection:
             score_type=options.score_type,
             threads=min(len(model.classes), max(1, torch.get_num_threads())),
             cores=model.cores,
+            rules=options.rules,
         )
 
     def estimate(self, targets: Targets, *, timed: bool) -> Estimate:
@@ -289,7 +293,7 @@ class Detection:
             },
             "options": {"engine": options.engine, "device": self.working.devices[0].type, "amp": options.amp,
                         "tta": options.tta, "min_area": options.min_area, "simplify": options.simplify,
-                        "score_type": options.score_type},
+                        "rules": options.rules, "score_type": options.score_type},
             "outputs": {name: None if path is None else path.name for name, path in _named(targets)},
         }  # fmt: skip
 

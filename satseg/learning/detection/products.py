@@ -31,6 +31,7 @@ from satseg.vector.features import empty_features
 from satseg.vector.finish import Cleaning
 from satseg.vector.layers import INVALID, OUTSIDE, PlaneCode
 from satseg.vector.polygonizer import Polygonizer
+from satseg.vector.rules import RuledPolygonizer
 from satseg.vector.separate import Separator
 from satseg.vector.stream import FeatureWriter
 
@@ -84,6 +85,8 @@ class Making:
         Planes of codes: of a class whose objects are cut apart, and of its cores.
     threads : int
         That outline classes at the same time.
+    rules : bool
+        Whether the rules of the classes hold beyond `cleaning`.
     """
 
     grid: Grid
@@ -93,21 +96,22 @@ class Making:
     score_type: ScoreType = "float32"
     threads: int = 1
     cores: tuple[tuple[int, int], ...] = ()
+    rules: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the classes."""
         return tuple(item.name for item in self.classes)
 
-    def polygonizer(self) -> Polygonizer:
+    def polygonizer(self) -> Polygonizer | RuledPolygonizer:
         """Return what makes features of codes."""
-        return Polygonizer(
-            self.grid,
-            [(item.id, item.name) for item in self.classes],
-            cleaning=self.cleaning,
-            score_of=[PlaneCode(float(level)).score_of for level in self.thresholds],
-            threads=self.threads,
-        )
+        score_of = [PlaneCode(float(level)).score_of for level in self.thresholds]
+        if self.rules and any(item.has_rules for item in self.classes):
+            return RuledPolygonizer(
+                self.grid, self.classes, cleaning=self.cleaning, score_of=score_of, threads=self.threads
+            )
+        named = [(item.id, item.name) for item in self.classes]
+        return Polygonizer(self.grid, named, cleaning=self.cleaning, score_of=score_of, threads=self.threads)
 
 
 class Products:

@@ -317,6 +317,7 @@ class Model:
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"
             lines.append(f"class   {name:<20} threshold {level:.2f}   validation Jaccard {told}")
+        lines += [f"rules   {item.name}: {'; '.join(item.rules)}" for item in self.card.classes if item.has_rules]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -21,6 +21,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from satseg.classes import rules_among
 from satseg.errors import BandError, InputError, LabelError, UsageError
 from satseg.grid import slices
 from satseg.imagery.cores import core_layer, median_widths, object_classes
@@ -190,7 +191,8 @@ def _classes(pairs: Sequence[Pair], options: DataOptions) -> tuple[ClassItem, ..
         )
     colors = class_colors(names)
     free = (number for number in count(1) if number not in {item.id for item in known.values()})
-    return tuple(known.get(name) or ClassItem(name=name, id=next(free), color=colors[name]) for name in names)
+    items = [known.get(name) or ClassItem(name=name, id=next(free), color=colors[name]) for name in names]
+    return rules_among(items)
 
 
 def with_clean_up(
