@@ -51,7 +51,7 @@ class DataOptions(BaseModel):
     indices: tuple[str, ...] = Field((), description="spectral indices as further bands, such as ndvi")
     index_spec: str | None = Field(None, description="document of indices of your own")
     index_roles: dict[str, str] = Field({}, description='bands of indices by role, such as { nir = "nir2" }')
-    index_scale: float | None = Field(None, gt=0, description="factor from values to reflectance, for indices alone")
+    index_scale: float | None = Field(None, gt=0, description="factor from counts to reflectance, for indices alone")
     gsd: float | None = Field(None, gt=0, description="working resolution in metres; chosen by scenes and objects")
     unlabelled: Literal["background", "ignore"] = "background"
     separate: bool = Field(True, description="learn compact objects apart, so that those that touch are found apart")

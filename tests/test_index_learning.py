@@ -93,6 +93,16 @@ def test_a_scene_in_another_unit_than_the_training_is_refused(tmp_path):
     assert ndvi.on(open_scene(scaled)).unit == "reflectance"  # a factor cancels out
 
 
+def test_the_scale_of_a_training_is_not_applied_to_files_that_have_their_own(tmp_path):
+    counts = write_tiff(tmp_path / "counts.tif", noise(2, 9, 13), descriptions=["red", "nir"])
+    scaled = write_tiff(tmp_path / "scaled.tif", noise(2, 9, 13), descriptions=["red", "nir"], scale=(0.01, 0))
+    card = IndexCard.of(open_scene(counts).with_indices("savi", scale=0.01).indices[0])
+    first, second = (
+        open_scene(path).with_index_bands([card.on(open_scene(path))]).read(bands=["savi"]) for path in (counts, scaled)
+    )
+    np.testing.assert_allclose(second.data, first.data, rtol=1e-5)
+
+
 def test_training_scenes_of_several_units_are_refused_for_an_index_of_reflectance(tmp_path):
     path, labels = squares(tmp_path, height=100, width=150)
     values = open_scene(path).read().data

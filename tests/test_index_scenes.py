@@ -230,6 +230,27 @@ def test_the_command_takes_scales_as_fractions(tmp_path, run):
 
 
 @pytest.mark.parametrize(
+    ("text", "code"),
+    [("0", "E-USE-082"), ("-1/10000", "E-USE-082"), ("red=0", "E-USE-082"), ("nan", "E-USE-000"),
+     ("red=inf", "E-USE-000")],
+)  # fmt: skip
+def test_the_command_refuses_a_scale_that_is_no_factor(tmp_path, run, text, code):
+    made(tmp_path)
+    run("index", f"{tmp_path}/fine.tif", "ndvi", "-o", tmp_path / "out.tif", "--scale", text).refused(2, code)
+
+
+@pytest.mark.parametrize(
+    ("twice", "said"),
+    [(("--band-role", "nir=nir", "--band-role", "nir=red"), "nir is given twice: nir and red"),
+     (("--scale", "red=0.1", "--scale", "red=0.2"), "the scale of red is given twice")],
+)  # fmt: skip
+def test_the_command_refuses_what_is_told_twice(tmp_path, run, twice, said):
+    made(tmp_path)
+    told = run("index", f"{tmp_path}/fine.tif", "ndvi", "-o", tmp_path / "out.tif", *twice)
+    assert said in told.refused(2, "E-USE-000")
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [(["x.tif"], "give SCENE and NAME"), (["x.tif", "ndvi"], "give -o"), (["x.tif", "ndvi", "-o", "y.tif"], "x.tif"),
      (["x.tif", "ndvi", "--scale", "1/0"], "'1/0' is no number"),

@@ -133,7 +133,7 @@ def band(name, dtype="uint16", *, scaled=False, sensor=None):
     return Candidate(name, dtype, scaled, sensor_spec(sensor).band(name) if sensor else None)
 
 
-def test_units_come_from_the_caller_the_file_and_the_sensor_in_that_order():
+def test_units_come_from_the_file_the_caller_and_the_sensor_in_that_order():
     assert band("red", sensor="worldview3").unit().name == SHARE
     assert band("red", sensor="worldview3").unit().scale == 1 / 2047
     assert band("swir2", sensor="worldview3").unit().scale == 1 / 16383
@@ -141,6 +141,7 @@ def test_units_come_from_the_caller_the_file_and_the_sensor_in_that_order():
     assert (level2.name, level2.scale, level2.offset) == (REFLECTANCE, 0.0001, -0.1)
     assert band("red", scaled=True, sensor="worldview3").unit().name == REFLECTANCE
     assert band("red", sensor="worldview3").unit(0.5).scale == 0.5
+    assert band("red", scaled=True).unit(0.5) == band("red", scaled=True).unit()
     assert band("red", "uint8", sensor="worldview3").unit().name == "values as stored (uint8)"
     assert band("red", "int16").unit().name == "values as stored (int16)"
 
@@ -156,6 +157,32 @@ def test_bands_of_different_units_are_refused_unless_told(red, nir):
         index_bands(["ndvi"], [red, nir])
     assert caught.value.code == "E-BAND-302"
     assert index_bands(["ndvi"], [red, nir], scale=0.5)[0].unit == REFLECTANCE
+
+
+def test_a_told_scale_is_of_raw_counts_and_passes_over_files_that_have_their_own(tmp_path):
+    counts = {"red": np.full((1, 3, 5), 1000, np.uint16), "nir": np.full((1, 3, 5), 3000, np.uint16)}
+    own = {"red": (1e-4, 0.0)}
+    paths = [
+        write_tiff(tmp_path / f"{name}.tif", data, descriptions=[name], scale=own.get(name))
+        for name, data in counts.items()
+    ]
+    scene = open_scene(paths)
+    found = satseg.index(scene, "savi", scale=1e-4)
+    wanted = satseg.index(raster(red=np.float32(0.1), nir=np.float32(0.3)), "savi")
+    np.testing.assert_allclose(found.data, only(wanted), rtol=1e-5)
+    (settled,) = scene.with_indices("savi", scale=1e-4).indices
+    assert {one.band: one.said for one in settled.inputs} == {"red": False, "nir": True}
+    with pytest.raises(BandError, match="the file of red has a scale of its own") as caught:
+        satseg.index(scene, "savi", scale={"red": 1e-4, "nir": 1e-4})
+    assert caught.value.code == "E-BAND-307"
+
+
+@pytest.mark.parametrize("factor", [0, -1e-4, np.nan, np.inf])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_scale_that_is_no_factor_is_refused(factor, named):
+    with pytest.raises(UsageError, match=f"scale {factor}{' of red' if named else ''} is no factor") as caught:
+        satseg.index(raster(red=1.0, nir=2.0), "ndvi", scale={"red": factor} if named else factor)
+    assert caught.value.code == "E-USE-082"
 
 
 @pytest.mark.parametrize("name", [item.name for item in SPEC.indices if item.unit == "reflectance"])

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for text in texts:
         role, equals, band = (part.strip() for part in text.partition("="))
         if not (role and equals and band):
             raise click.BadParameter(f"{text!r} is not ROLE=BAND, such as nir=nir2")
+        if role in found:
+            raise click.BadParameter(f"{role} is given twice: {found[role]} and {band}")
         found[role] = band
     return found
 
@@ -34,11 +36,13 @@ def _scale(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> flo
     """``1/2047`` for all bands, or ``red=1/2047`` for one."""
     if len(texts) == 1 and "=" not in texts[0]:
         return _number(texts[0])
-    found = {}
+    found: dict[str, float] = {}
     for text in texts:
         band, equals, factor = text.partition("=")
         if not equals:
             raise click.BadParameter(f"{text!r} is not BAND=FACTOR, as the others are")
+        if band.strip() in found:
+            raise click.BadParameter(f"the scale of {band.strip()} is given twice")
         found[band.strip()] = _number(factor)
     return found or None
 
@@ -52,7 +56,7 @@ def _scale(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> flo
 @click.option("--band-role", "bands", multiple=True, callback=_pairs, metavar="ROLE=BAND", help="Such as nir=nir2.")
 @click.option(
     "--scale", multiple=True, callback=_scale, metavar="[BAND=]FACTOR",
-    help="Factor from values to reflectance, such as 1/10000.",
+    help="Factor from counts to reflectance, such as 1/10000; a file's own scale goes before it.",
 )
 @click.option("--undefined", type=float, metavar="VALUE", help="Value of 0/0, in place of NaN.")
 @click.option("--bounds", type=float, nargs=4, metavar="LEFT BOTTOM RIGHT TOP", help="Only this part of the scene.")

@@ -4,14 +4,17 @@ An `IndexBand` is settled before a pixel is read: each role of the formula has f
 told it), and all bands have been found to be in one unit. Indices are computed on the scene's grid, after resampling,
 so that a window of one equals the crop of the whole.
 
-What the values of a band are is told, in this order, by the caller's scale, the file's own scale and offset, and
-the sensor's document (its scale, else the bit depth). Bands whose units differ are refused. DSTL's third place divided
+What the values of a band are is told, in this order, by the file's own scale and offset, which have been applied to
+them already, by the caller's scale, which is of raw counts, and by the sensor's document (its scale, else the bit
+depth). A caller's scale for a band whose file has one is refused by name, and for all bands passes over it: one word
+serves scenes of both kinds. Bands whose units differ are refused. DSTL's third place divided
 two bands by 65535, unknowing, and not the third, and its threshold has meant something else ever since. An index in
 which a factor does not cancel out is refused on bare counts too. Rejected: bringing bands to one unit by a guess.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -28,7 +31,7 @@ from satseg.sensors import BandSpec
 from satseg.specs import index_spec
 
 Scale: TypeAlias = "float | Mapping[str, float]"
-"""Factor from values to reflectance: of all bands, or of some by name."""
+"""Factor from counts to reflectance: of all bands, or of some by name."""
 REFLECTANCE = "reflectance"
 SHARE = "share of full scale"
 FLOATS = "values as stored (float)"
@@ -74,11 +77,11 @@ class Candidate:
         return cls(source.name, source.dtype, source.is_scaled, source.spec)
 
     def unit(self, scale: float | None = None) -> Unit:
-        """Return what its values are; `scale` is the caller's word for the factor to reflectance."""
-        if scale is not None:
-            return Unit(REFLECTANCE, scale)
+        """Return what its values are; `scale` is the caller's word for the factor from counts to reflectance."""
         if self.scaled:
             return Unit(REFLECTANCE)
+        if scale is not None:
+            return Unit(REFLECTANCE, scale)
         kind = np.dtype(self.dtype)
         if kind.kind == "f":
             return Unit(FLOATS)
@@ -169,27 +172,27 @@ def index_bands(
     bands : mapping, optional
         Bands by role, such as ``{"nir": "nir2"}``, where wavelengths are not to decide.
     scale : float or mapping of band to float, optional
-        Factor from values to reflectance, where files and sensor do not say or say wrong.
+        Factor from counts to reflectance, above 0, where files do not say, and the sensor does not or says wrong.
     undefined : float, optional
         Value of pixels where an index has none; when left out they are not valid.
 
     Raises
     ------
     UsageError
-        No name at all.
+        No name at all (E-USE-080); a scale that is no number above 0 (E-USE-082).
     SpecError
         Unknown indices (E-SPEC-061).
     BandError
         No band for a role (E-BAND-301), bands in different units (E-BAND-302), bare counts where reflectance is
-        needed (E-BAND-303), names that repeat or are no role's or band's (E-BAND-304).
+        needed (E-BAND-303), names that repeat or are no role's or band's (E-BAND-304), a scale for a band that
+        its file has scaled already (E-BAND-307).
     """
     if not names:
         raise UsageError("no index is named", hint="give some, such as 'ndvi'", code="E-USE-080")
     chosen = spec or index_spec()
     items = [chosen.item(name) for name in names]
     _check_told(dict(bands or {}), chosen.role_names, among, "role")
-    if not isinstance(scale, int | float):
-        _check_told({name: name for name in scale or ()}, tuple(band.name for band in among), among, "band")
+    _check_scale(scale, among)
     found = []
     for item in items:
         formula = chosen.formula_of(item)
@@ -205,6 +208,27 @@ def _check_told(told: Mapping[str, str], known: Sequence[str], among: Sequence[C
         names = tuple(one.name for one in among)
         if band not in names:
             raise BandError(f"{word} {name!r} is to be {band!r}, and there are {names}", code="E-BAND-304")
+
+
+def _check_scale(scale: Scale | None, among: Sequence[Candidate]) -> None:
+    factors = scale if isinstance(scale, Mapping) else {} if scale is None else {"": scale}
+    for name, factor in factors.items():
+        if not (math.isfinite(factor) and factor > 0):
+            raise UsageError(
+                f"scale {factor}{f' of {name}' if name else ''} is no factor to reflectance",
+                hint="give a number above 0, such as 1/10000",
+                code="E-USE-082",
+            )
+    if not isinstance(scale, Mapping):
+        return
+    _check_told({name: name for name in scale}, tuple(band.name for band in among), among, "band")
+    twice = next((band.name for band in among if band.scaled and band.name in scale), None)
+    if twice is not None:
+        raise BandError(
+            f"the file of {twice} has a scale of its own, which its values have been multiplied by already",
+            hint=f"leave the scale of {twice} out",
+            code="E-BAND-307",
+        )
 
 
 def find_band(spec: IndexSpec, role: str, among: Sequence[Candidate], index: str) -> str:
@@ -256,7 +280,7 @@ def settled(
         )
     factor = scale.get if isinstance(scale, Mapping) else lambda _: scale
     inputs = tuple(
-        IndexInput(role, band, by_name[band].unit(factor(band)), factor(band) is not None)
+        IndexInput(role, band, by_name[band].unit(factor(band)), factor(band) is not None and not by_name[band].scaled)
         for role, band in places.items()
     )
     units = {one.unit.name for one in inputs}
