@@ -9,13 +9,17 @@ import pytest
 from pydantic import ValidationError
 
 import satseg
-from satseg.errors import BandError, SpecError
+from satseg.errors import BandError, SpecError, UsageError
 from satseg.imagery.scene import open_scene
 from satseg.learning.card import IndexCard, ModelCard
 from satseg.learning.detection.inference import working_scene
+from satseg.learning.detection.job import Detection, DetectOptions
+from satseg.learning.detection.products import Targets
 from satseg.learning.networks.bundle import load_model
+from satseg.learning.networks.forward import Wanted
 from satseg.learning.training.grounds import open_pair, prepare
 from satseg.learning.training.start import Start
+from satseg.ledger import Ledger
 from satseg.run import RunConfig
 from tests.factories import noise, write_tiff
 from tests.worlds import squares
@@ -69,6 +73,25 @@ def test_detection_computes_the_indices_that_training_saw(learnt):
     tiled = satseg.predict(model, scene, tile=32, halo="exact")
     np.testing.assert_allclose(tiled.data, whole.data, atol=2e-3)
     assert satseg.detect(model, folder / "scene.tif", output=folder / "found.gpkg", mask=folder / "m.tif") is not None
+
+
+def test_a_detection_goes_on_with_the_same_indices_alone(learnt, tmp_path):
+    folder, model = learnt
+    scene = open_scene(folder / "scene.tif")
+    targets = Targets(tmp_path / "found.gpkg", None, None, None)
+
+    def header(**told):
+        work = working_scene(model, scene.with_indices("ndvi", "savi", **told))
+        return Detection.prepare(model, work, DetectOptions(), Wanted()).header(targets)
+
+    with Ledger.open(tmp_path / "found.gpkg", header(scale=1 / 2047), resume=True) as ledger:
+        ledger.append({"codes": np.zeros((3, 1, 150), np.uint8)})
+    for told, word in (
+        ({"scale": 1 / 2048}, "indices"), ({"bands": {"nir": "red"}}, "nir"), ({"undefined": 1.0}, "undefined")
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=word):
+            Ledger.open(tmp_path / "found.gpkg", header(**{"scale": 1 / 2047, **told}), resume=True)
+    Ledger.open(tmp_path / "found.gpkg", header(scale=1 / 2047), resume=True).discard()
 
 
 def test_a_scene_without_a_band_of_an_index_is_refused_before_work(learnt, tmp_path):

@@ -25,6 +25,7 @@ import satseg
 from satseg.crs import Bounds, CRSLike, describe
 from satseg.errors import UsageError
 from satseg.imagery.drivers import is_remote
+from satseg.imagery.indices import IndexBand
 from satseg.imagery.labels import Geometries
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
@@ -281,6 +282,7 @@ class Detection:
             "inputs": {name: {} if is_remote(name) else identity_of(name) for name in inputs},
             "model": {"weights": self.model.card.weights_sha256, "card": checksum(_plain(self.model))},
             "bands": list(self.scene.bands),
+            "indices": {band.name: _settled(band) for band in self.scene.indices},
             "grid": {"size": [grid.height, grid.width], "transform": list(grid.transform[:6]),
                      "crs": None if grid.crs is None else describe(grid.crs)},
             "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
@@ -310,6 +312,14 @@ class Detection:
             return self
         sides = (math.ceil(side / self.plan.align) * self.plan.align for side in (height, width))
         return replace(self, plan=replace(self.plan, **dict(zip(("tile", "tile_width"), sides, strict=True))))
+
+
+def _settled(band: IndexBand) -> dict[str, JsonValue]:
+    """All that decides the values of an index: its formula, and band, unit, factor and offset of each role."""
+    roles = {one.role: [one.band, one.unit.name, one.unit.scale, one.unit.offset] for one in band.inputs}
+    constants = {constant.name: constant.value for constant in band.item.constants}
+    undefined = None if band.undefined is None else repr(band.undefined)  # may be NaN, which JSON has not
+    return {"formula": band.item.formula, "constants": {**constants}, "roles": {**roles}, "undefined": undefined}
 
 
 def _plain(model: Model) -> dict[str, Any]:
