@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from satseg.errors import UsageError
 from satseg.grid import Grid
 from satseg.imagery.alignment import Motion
+from satseg.imagery.registration import registered
 from satseg.imagery.scene import open_scene
 from tests.factories import ORIGIN, UTM, noise, north_up, rotated, write_tiff
 from tests.lands import SHIFT, ground, only, pair
@@ -127,6 +128,18 @@ def test_registering_again_what_lies_right_finds_nothing(tmp_path):
         file.transform = grid.transform
     found = only(open_scene(paths, register=True))
     assert np.hypot(found.rows, found.cols) < 0.02
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda scene: scene.at_gsd(4.7), lambda scene: scene.on_grid(scene.grid.crop(Window(31, 17, 205, 190))),
+     lambda scene: scene.with_indices("ndvi", bands={"nir": "b1", "red": "b2"})],
+)  # fmt: skip
+def test_what_is_found_does_not_depend_on_the_grid_that_a_scene_is_read_on(tmp_path, change):
+    paths = pair(tmp_path, ratio=2.0)
+    scene = open_scene(paths)
+    assert registered(change(scene)) == change(open_scene(paths, register=True))
+    assert registered(registered(scene)) == registered(scene)
 
 
 def test_files_of_one_grid_that_lie_right_keep_their_pixels(tmp_path):

@@ -23,7 +23,7 @@ from satseg.errors import CRSError
 from satseg.grid import Grid
 from satseg.imagery.alignment import LEAST_SIDE, LEAST_WINDOWS, Alignment, Motion, align
 from satseg.imagery.mapping import Mover, Shift, relate
-from satseg.imagery.sources import BandSource
+from satseg.imagery.sources import BandSource, finest_grid
 
 if TYPE_CHECKING:
     from satseg.imagery.scene import Scene
@@ -57,7 +57,7 @@ class Registration:
     turn_deg : float
         Degrees that it was turned by, from east to north, about its middle.
     scene_rows, scene_cols : float
-        The shift in pixels of the scene.
+        The shift in pixels of the finest product.
     east_m, north_m : float or None
         The shift on the ground, along the axes of a metric CRS; None without a CRS.
     error : float or None
@@ -109,6 +109,9 @@ class _Product:
 def registered(scene: Scene, *, turning: bool = False) -> Scene:
     """Return `scene` with every product laid over the finest one; reads some windows of each.
 
+    What is found does not depend on the grid that the scene is read on. A scene of one file, and one that has been
+    registered, is returned as it is.
+
     Parameters
     ----------
     turning : bool
@@ -123,23 +126,30 @@ def registered(scene: Scene, *, turning: bool = False) -> Scene:
     ------
     InputError
         Blocks of a file are damaged.
+    GridError, CRSError
+        A product that was moved has no ground in common with the scene any more.
     """
+    if scene.registrations or len(scene.paths) == 1:
+        return scene
     lead, *others = _products(scene)
+    stored = replace(scene, grid=lead.grid, indices=(), shown=())
     settled, found = list(lead.sources), []
     moved: dict[str, Grid] = {}
     for product in others:
-        motion, result = _register(scene, tuple(settled), product, turning=turning)
-        found.append(result)
+        motion, one = _register(stored, tuple(settled), product, turning=turning)
+        found.append(one)
         grid = motion.undone(product.grid)
         sources = product.sources
-        if result.is_moved:
+        if one.is_moved:
             moved |= dict.fromkeys(product.paths, grid)
             sources = tuple(_at(source, grid) for source in sources)
-        if result.accepted:
+        if one.accepted:
             settled += sources
     sources = tuple(_at(source, moved[source.path]) if source.path in moved else source for source in scene.sources)
-    said = tuple(str(one) for one in found if not one.accepted)
-    return replace(scene, sources=sources, registrations=tuple(found), warnings=(*scene.warnings, *said))
+    said = tuple(str(each) for each in found if not each.accepted)
+    result = replace(scene, sources=sources, registrations=tuple(found), warnings=(*scene.warnings, *said))
+    result.check_ground()
+    return result
 
 
 def _at(source: BandSource, grid: Grid) -> BandSource:
@@ -147,7 +157,7 @@ def _at(source: BandSource, grid: Grid) -> BandSource:
 
 
 def _products(scene: Scene) -> list[_Product]:
-    """What moves together, from fine to coarse; the one whose grid is the scene's leads."""
+    """What moves together, from fine to coarse; one on the scene's grid leads, else one of the finest grid."""
     grids: dict[str, Grid] = {}
     for source in scene.sources:
         like = (grid for grid in grids.values() if grid.matches(source.grid))
@@ -157,9 +167,10 @@ def _products(scene: Scene) -> list[_Product]:
     for source in scene.sources:
         groups.setdefault(source.path if alone else id(grids[source.path]), []).append(source)
     products = [_Product(own[0].grid, tuple(own)) for own in groups.values()]
-    first = next(product for product in products if product.grid.matches(scene.grid))
+    finest = finest_grid([source.file for source in scene.sources])
+    first = next(product for grid in (scene.grid, finest) for product in products if product.grid.matches(grid))
     rest = [product for product in products if product is not first]
-    return [first, *sorted(rest, key=lambda product: _coarseness(product.grid, scene.grid))]
+    return [first, *sorted(rest, key=lambda product: _coarseness(product.grid, first.grid))]
 
 
 def _coarseness(grid: Grid, finest: Grid) -> float:
@@ -171,13 +182,12 @@ def _coarseness(grid: Grid, finest: Grid) -> float:
 def _register(
     scene: Scene, settled: tuple[BandSource, ...], product: _Product, *, turning: bool
 ) -> tuple[Motion, Registration]:
-    """How `product` lies against the `settled` bands, and what is made of it."""
+    """How `product` lies against the `settled` bands of `scene`, on the grid that leads, and what is made of it."""
     if min(product.grid.shape) < LEAST_SIDE:
         size = f"{product.grid.height} x {product.grid.width}"
         return _failed(product, None, f"{size} px are too few, {LEAST_SIDE} a side are needed")
-    stored = replace(scene, indices=(), shown=())
-    ours = replace(stored, sources=_compared(product.sources), grid=product.grid)
-    alignment = align(replace(stored, sources=_compared(settled)), ours, turning=turning)
+    ours = replace(scene, sources=_compared(product.sources), grid=product.grid)
+    alignment = align(replace(scene, sources=_compared(settled)), ours, turning=turning)
     fault = _fault(alignment)
     if alignment is None or fault is not None:
         return _failed(product, alignment, fault or "")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
@@ -31,7 +30,7 @@ from satseg.imagery.reader import SceneReader
 from satseg.imagery.reading import scene_dtype
 from satseg.imagery.registration import Registration, registered
 from satseg.imagery.resampling import METHODS
-from satseg.imagery.sources import BandSource, Dataset, SourceFile, check_places, common_stem, inspect
+from satseg.imagery.sources import BandSource, Dataset, SourceFile, check_places, common_stem, finest_grid, inspect
 from satseg.imagery.summary import scene_html, scene_info
 from satseg.raster import Raster
 from satseg.specs import IndexSpec, SensorSpec, sensor_spec
@@ -40,8 +39,6 @@ __all__ = ["DEFAULT_DRIVERS", "PathLike", "Scene", "SceneReader", "open_scene"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-SAME_GSD = 0.01
-"""Files whose pixel sizes differ by less than this share are equally fine: the first of them leads."""
 REGISTERING = ("translation", "euclidean")
 _QUIET = threading.Lock()
 
@@ -101,13 +98,12 @@ def open_scene(
     files = [_inspect(name, src_crs, drivers) for name in names]
     check_places(files)
     naming = name_bands(files, bands=bands, sensor=spec, resampling=resampling)
-    grid = _finest([source.file for source in naming.bands])
+    grid = finest_grid([source.file for source in naming.bands])
     said = (*(text for file in files for text in file.warnings), *naming.warnings)
     scene = Scene(common_stem(names), grid, naming.bands, naming.sensor, naming.how, said)
     scene.check_ground()
-    if register and len(scene.paths) > 1:
+    if register:
         scene = registered(scene, turning=register == REGISTERING[1])
-        scene.check_ground()
     return scene if gsd is None else scene.at_gsd(gsd)
 
 
@@ -369,17 +365,6 @@ def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     for one in caught:
         if one not in taken:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-
-def _finest(files: Sequence[SourceFile]) -> Grid:
-    """Return the grid of the file with the smallest pixels on the ground; of the first among equals."""
-    grids = list(dict.fromkeys(file.grid for file in files))
-    if all(same_crs(grid.crs, grids[0].crs) for grid in grids):
-        lengths = [math.sqrt(abs(grid.transform.determinant)) for grid in grids]  # no need to ask PROJ
-    else:
-        lengths = [grid.gsd_m() for grid in grids]
-    limit = min(lengths) * (1 + SAME_GSD)
-    return next(grid for grid, length in zip(grids, lengths, strict=True) if length <= limit)
 
 
 def _apart(file: SourceFile, grid: Grid) -> GridError | CRSError:

@@ -30,6 +30,8 @@ Dataset: TypeAlias = Any
 """An open rasterio dataset; rasterio carries no types."""
 MAX_NAME = 64
 """Longer band descriptions are cut: they are file content, and end in tables and column names."""
+SAME_GSD = 0.01
+"""Files whose pixel sizes differ by less than this share are equally fine: the first of them leads."""
 WIDE_DTYPES = ("int32", "uint32", "int64", "uint64", "float64")
 """Dtypes whose values float32 cannot hold."""
 
@@ -234,6 +236,17 @@ def check_places(files: Sequence[SourceFile]) -> None:
                 hint="georeference them, or give files of one size",
                 code="E-GRID-102",
             )
+
+
+def finest_grid(files: Sequence[SourceFile]) -> Grid:
+    """Return the grid of the file with the smallest pixels on the ground; of the first among equals."""
+    grids = list(dict.fromkeys(file.grid for file in files))
+    if all(same_crs(grid.crs, grids[0].crs) for grid in grids):
+        lengths = [math.sqrt(abs(grid.transform.determinant)) for grid in grids]  # no need to ask PROJ
+    else:
+        lengths = [grid.gsd_m() for grid in grids]
+    limit = min(lengths) * (1 + SAME_GSD)
+    return next(grid for grid, length in zip(grids, lengths, strict=True) if length <= limit)
 
 
 def common_stem(paths: Sequence[str]) -> str:
