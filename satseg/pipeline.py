@@ -19,6 +19,7 @@ import geopandas
 
 from satseg.errors import InputError, UsageError
 from satseg.imagery.drivers import is_remote
+from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
 from satseg.learning.detection.budget import Estimate
@@ -152,7 +153,7 @@ def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = s
         resolution where the two differ by more than 5 %. `options` are those of `DetectOptions`.
     """
     chosen, loaded = DetectOptions.of(options), _as_model(model)
-    work = working_scene(loaded, _as_scene(scene, loaded))
+    work = working_scene(loaded, _as_scene(scene, loaded, chosen))
     ready = Detection.prepare(loaded, work, chosen, Wanted(scores="float32"))
     with closing(ready.bands(progress)) as bands:
         return gather(bands, work.grid, ready.plan.window, loaded.classes)
@@ -255,7 +256,7 @@ def _prepared(
 ) -> Detection:
     """Check everything that can be wrong and choose how to work."""
     loaded = _as_model(model)
-    work = working_scene(loaded, _as_scene(scene, loaded))
+    work = working_scene(loaded, _as_scene(scene, loaded, options))
     if targets.features is not None:
         check_target(targets.features, crs=work.grid.crs, overwrite=overwrite)
     for path in (targets.mask, targets.scores, targets.entropy):
@@ -296,9 +297,12 @@ def _run(
     return products
 
 
-def _as_scene(scene: SceneLike, model: Model) -> Scene:
+def _as_scene(scene: SceneLike, model: Model, options: DetectOptions) -> Scene:
     """`scene`, opened when it is not open yet, and registered when those that `model` learnt from were."""
-    return scene if isinstance(scene, Scene) else open_scene(scene, register=model.card.registers)
+    register = model.card.registers if options.register is None else options.register
+    if not isinstance(scene, Scene):
+        return open_scene(scene, register=register)
+    return registered(scene) if register else scene
 
 
 def _as_model(model: Model | PathLike) -> Model:

@@ -14,6 +14,7 @@ import shapely
 import satseg
 from satseg.errors import UsageError
 from satseg.learning.networks.bundle import read_card
+from satseg.learning.training.grounds import open_pair
 from satseg.ledger import Ledger
 from satseg.run import RunConfig
 from tests.commands import TINY
@@ -88,7 +89,7 @@ def test_what_was_learnt_registered_is_detected_registered(run, world, model, tm
     run(*args, "-o", tmp_path / "itself.gpkg", "--scores", itself).done()
     run(*args, "-o", tmp_path / "plain.gpkg", "--scores", plain, "--no-register").done()
     for path, register in ((itself, True), (plain, False)):
-        expected = satseg.predict(model, satseg.open_scene(files(world), register=register))
+        expected = satseg.predict(model, satseg.open_scene(files(world), register=register), register=register)
         assert np.allclose(expected.data, np.nan_to_num(pixels(path)), atol=1e-5)
     assert not np.array_equal(pixels(itself), pixels(plain), equal_nan=True)
 
@@ -101,7 +102,26 @@ def test_a_registered_scene_is_detected_as_files_that_lie_right(world, model, tm
     registered = satseg.predict(model, scene).data
     with rasterio.open(paths[1], "r+") as file:
         file.transform = scene.sources[-1].grid.transform
-    assert np.array_equal(satseg.predict(model, satseg.open_scene(paths)).data, registered)
+    assert np.array_equal(satseg.predict(model, satseg.open_scene(paths), register=False).data, registered)
+
+
+def test_an_open_scene_is_registered_as_its_files_are(world, model):
+    plain = satseg.open_scene(files(world))
+    expected = satseg.predict(model, files(world)).data
+    assert np.array_equal(satseg.predict(model, plain).data, expected)
+    assert np.array_equal(satseg.predict(model, plain.at_gsd(plain.grid.gsd_m())).data, expected)
+    assert not np.array_equal(satseg.predict(model, plain, register=False).data, expected)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_training_registers_open_scenes_and_the_card_says_what_was_done(world, tmp_path, told):
+    config = RunConfig.from_overrides(TINY)
+    scene = satseg.open_scene(files(world), register=not told)
+    trained = satseg.train([(scene, world / "labels.gpkg")], config=config, registered=told)
+    assert trained.card.registers
+    labels = satseg.read_features(world / "labels.gpkg")
+    run = RunConfig.from_options({"registered": told})
+    assert open_pair(scene, labels, None, run.data).scene == satseg.open_scene(files(world), register=True)
 
 
 def test_training_goes_on_with_the_same_registration_alone(world, model):
@@ -135,7 +155,7 @@ def test_a_stopped_detection_goes_on_registered_to_the_same_bytes(run, world, mo
     stopped(world, model, output, monkeypatch, scores=scores)
     plain = satseg.open_scene(files(world))
     with pytest.raises(UsageError, match="registered") as caught:
-        satseg.detect_to_file(model, plain, output, scores=scores, resume=True, **HOW)
+        satseg.detect_to_file(model, plain, output, scores=scores, resume=True, register=False, **HOW)
     assert caught.value.code == "E-USE-030"
     args = ("--scene-files", joined(world), "-o", output, "--scores", scores, "--tile", 64, "--min-area", 0)
     args += ("--halo", "exact", "--device", "cpu", "--resume")

@@ -118,7 +118,7 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
     from satseg.learning.networks.bundle import load_model
 
     loaded = load_model(model, device=devices[0])
-    how["register"] = loaded.card.registers if register is None else register
+    how["register"] = options["register"] = loaded.card.registers if register is None else register
     if several:
         _detect_each(ctx, loaded, _all_opened(sources, how), lambda name: target / f"{name}{suffix}", options)
     else:

@@ -92,6 +92,9 @@ class DetectOptions:
         Whether the classes' rules hold beyond threshold and least sizes: growing, erasing and the like.
     score_type : {"float32", "float16", "uint8"}
         Of the file of scores; bytes hold 0..254 and say so by the file's scale.
+    register : bool, optional
+        Lay the products of the scene over the finest, also of one that is open, unless that has been done; as the
+        scenes were that the model learnt from when left out.
     """
 
     bounds: Bounds | None = None
@@ -110,6 +113,7 @@ class DetectOptions:
     simplify: float = 0.0
     rules: bool = True
     score_type: ScoreType = "float32"
+    register: bool | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("tta", tuple(TTA)), ("engine", ENGINES), ("score_type", get_args(ScoreType))):

@@ -29,6 +29,7 @@ from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
 from satseg.imagery.normalization import Normalization, Normalizer
+from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.area import area_of_interest
@@ -89,9 +90,9 @@ class Prepared:
 
 
 def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
-    """`scene`, opened with the sensor and CRS of `options` when it is not open yet."""
+    """`scene`, opened with the sensor and CRS of `options` when it is not open yet, and registered if they say so."""
     if isinstance(scene, Scene):
-        return scene
+        return registered(scene) if options.registered else scene
     drivers = (*DEFAULT_DRIVERS, *options.allow_driver)
     opened = open_scene(
         scene, sensor=options.sensor, src_crs=options.src_crs, drivers=drivers, register=options.registered

@@ -85,7 +85,7 @@ def finished_model(
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
-        options=_told(run),
+        options=_told(run, registered=any(scene.registrations for scene in scenes)),
         start=None if start is None else start.file,
     )
     halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
@@ -113,9 +113,10 @@ def finished_model(
     return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
 
 
-def _told(run: RunConfig) -> dict[str, object]:
-    """Options as a card keeps them: without the folders of this machine."""
+def _told(run: RunConfig, *, registered: bool) -> dict[str, object]:
+    """Options as a card keeps them: without the folders of this machine, and with what was done to open scenes."""
     options = run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}})
+    options["data"]["registered"] = run.data.registered or registered
     weights = run.model.weights
     if weights is not None and names_file(weights):
         options["model"]["weights"] = Path(weights).name
