@@ -153,6 +153,20 @@ def test_minutes_end_when_the_ground_has_been_seen_often_enough(tmp_path, monkey
     assert satseg.plan(data, steps=5, **FAST).most_steps is None
 
 
+def test_rounds_that_are_more_than_the_steps_do_not_make_more_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "LEAST_STEPS", 3)
+    data, options = [squares(tmp_path)], {**FAST, "rounds": 8, "minutes": 5, "passes": 1e-3}
+    made = satseg.train(data, output=tmp_path / "m.safetensors", **options)
+    assert made.card.training.steps == 3
+    again = satseg.train(data, output=tmp_path / "m.safetensors", resume=True, **options)
+    assert again.card.training.steps == 3  # nor does a run that had ended go on
+
+
+def test_rounds_that_are_left_when_time_is_up_take_no_steps(tmp_path):
+    made = satseg.train([squares(tmp_path)], **{**FAST, "rounds": 50, "minutes": 1e-6})
+    assert made.card.training.steps == 1
+
+
 def test_most_steps_see_all_of_the_ground_as_often_as_asked_on_all_ranks_together():
     options = TrainOptions(passes=60, chip=100, batch=10, accumulate=2)
     assert feed.most_steps(options, 4e6) == 60 * 4e6 / (100 * 100 * 10 * 2)

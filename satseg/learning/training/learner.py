@@ -175,6 +175,16 @@ class Learner(lightning.LightningModule):
         self.statistics = Statistics(self.network)
         if self.trainer.world_size > 1:
             self.budget.agreed_s = self.budget.before_s
+        if self.current_epoch > 0:  # without a validation there are no weights to keep
+            self._end_in_time()
+
+    def on_train_epoch_end(self) -> None:
+        """End a run whose budget is used up before its rounds: each of those left would take a step at least."""
+        self._end_in_time()
+
+    def _end_in_time(self) -> None:
+        if self.budget.share(self.global_step) >= 1:
+            self.trainer.should_stop = True
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip; a step whose gradients are not finite changes nothing, and is counted with the skipped."""
