@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +178,19 @@ def test_a_plan_tells_of_the_run_and_writes_nothing(tmp_path):
     model = satseg.train(data, steps=2, **FAST)
     assert made.parameters == sum(p.numel() for p in model.network.parameters())
     assert json.loads(json.dumps(made.to_dict()))["classes"][0]["name"] == "a"
+
+
+def test_a_pass_is_one_figure_in_what_a_plan_tells_and_in_when_a_run_ends(tmp_path):
+    path, labels = squares(tmp_path)
+    with rasterio.open(path, "r+") as file:
+        data = file.read()
+        data[:, :, 120:] = 0
+        file.write(data)
+        file.nodata = 0
+    made = plan([(path, labels)], minutes=5, passes=1000, **FAST)
+    assert made.most_steps == math.ceil(1000 * made.pass_steps)
+    assert made.pass_steps * made.pixels_per_step < 0.45 * 200 * 330  # what is not valid is not learnt from
+    assert f"{round(made.pass_steps):,} steps see as much as the ground has" in made.to_text()
 
 
 def test_a_plan_draws_the_split_where_it_is_told_to_and_training_goes_on_there(tmp_path):

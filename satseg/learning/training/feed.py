@@ -199,8 +199,13 @@ def most_steps(options: TrainOptions, area_px: float, *, ranks: int = 1) -> floa
     passes (1870 steps, 10 CPU-minutes) 0.47 and 0.62; Las Vegas went from 0.68 to 0.74. The default of 100 lies
     between. Without end for 0 passes.
     """
-    pixels = options.chip**2 * options.batch * options.accumulate * ranks
-    return max(LEAST_STEPS, math.ceil(options.passes * area_px / pixels)) if options.passes else math.inf
+    steps = options.passes * steps_of_a_pass(options, area_px, ranks=ranks)
+    return max(LEAST_STEPS, math.ceil(steps)) if options.passes else math.inf
+
+
+def steps_of_a_pass(options: TrainOptions, area_px: float, *, ranks: int = 1) -> float:
+    """Steps whose chips have as many pixels as the ground that can be learnt from, `area_px`."""
+    return area_px / (options.chip**2 * options.batch * options.accumulate * ranks)
 
 
 def validation_tiles(

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from satseg.crs import describe
 from satseg.learning.machine import resident_bytes
 from satseg.learning.networks.network import Network
-from satseg.learning.training.feed import VALID_TILE_PX, most_steps
+from satseg.learning.training.feed import VALID_TILE_PX, most_steps, steps_of_a_pass
 from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.learner import Learner
 from satseg.learning.training.ranks import given_ranks
@@ -87,6 +87,8 @@ class Plan:
     device: str
     steps: int | None
     minutes: float | None
+    pass_steps: float
+    """Steps that see as much as there is to learn from."""
     most_steps: int | None
     host_bytes: int
     device_bytes: int
@@ -96,11 +98,6 @@ class Plan:
     def pixels_per_step(self) -> int:
         """Pixels of the batches of one step."""
         return self.batch * self.accumulate * self.chip**2
-
-    @property
-    def ground_px(self) -> int:
-        """Pixels of the scenes that are learnt from, what is held of them left out."""
-        return round(sum(s.height * s.width * (1 - s.held_share) for s in self.scenes if s.role != "validation"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
@@ -147,6 +144,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
         device=str(learner.target),
         steps=train.steps,
         minutes=train.minutes,
+        pass_steps=steps_of_a_pass(train, sampler.area_px, ranks=_ranks(learner)),
         most_steps=_most_steps(sampler, learner),
         host_bytes=resident_bytes() + cached + (kept if on_cpu else 0),
         device_bytes=kept,
@@ -266,7 +264,11 @@ def _most_steps(sampler: ChipSampler, learner: Learner) -> int | None:
     """Steps that end a run of minutes before its time, if any do."""
     if learner.options.steps is not None or not learner.options.passes:
         return None
-    return int(most_steps(learner.options, sampler.area_px, ranks=learner.options.devices or given_ranks().count))
+    return int(most_steps(learner.options, sampler.area_px, ranks=_ranks(learner)))
+
+
+def _ranks(learner: Learner) -> int:
+    return learner.options.devices or given_ranks().count
 
 
 def _cache_bytes(prepared: Prepared, room: int) -> int:
@@ -283,7 +285,7 @@ def _facts(plan: Plan) -> list[str]:
     budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
     budget += f", {plan.most_steps:,} steps at most," if plan.most_steps is not None else ""
     chips = plan.batch * plan.accumulate
-    passes = max(1, round(plan.ground_px / plan.pixels_per_step))
+    passes = max(1, round(plan.pass_steps))
     memory = f"about {_size(plan.host_bytes)}"
     if plan.device != "cpu":
         memory += f", and {_size(plan.device_bytes)} on {plan.device}"
