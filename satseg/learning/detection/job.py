@@ -320,10 +320,12 @@ class Detection:
 
 def _settled(band: IndexBand) -> dict[str, JsonValue]:
     """All that decides the values of an index: its formula, and band, unit, factor and offset of each role."""
-    roles = {one.role: [one.band, one.unit.name, one.unit.scale, one.unit.offset] for one in band.inputs}
-    constants = {constant.name: constant.value for constant in band.item.constants}
+    roles: dict[str, JsonValue] = {
+        one.role: [one.band, one.unit.name, one.unit.scale, one.unit.offset] for one in band.inputs
+    }
+    constants: dict[str, JsonValue] = {constant.name: constant.value for constant in band.item.constants}
     undefined = None if band.undefined is None else repr(band.undefined)  # may be NaN, which JSON has not
-    return {"formula": band.item.formula, "constants": {**constants}, "roles": {**roles}, "undefined": undefined}
+    return {"formula": band.item.formula, "constants": constants, "roles": roles, "undefined": undefined}
 
 
 def _plain(model: Model) -> dict[str, Any]:
