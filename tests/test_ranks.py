@@ -90,6 +90,12 @@ def test_a_batch_without_a_loss_on_one_rank_is_skipped_by_all(pair):
     assert [place for place, said in steps.items() if said["loss"] == 0] == ["0:4", "1:4"]
 
 
+def test_ranks_let_the_same_member_learn(watched, data, tmp_path):
+    watched(tmp_path, data, devices=2, batch=4, members=2)
+    ends = notes(tmp_path, "ends")
+    assert ends["0"] == ends["1"]
+
+
 def test_two_ranks_see_the_chips_of_one_with_twice_the_batch(pair, watched, data, tmp_path):
     folder, _, _ = pair
     watched(tmp_path, data, batch=8, steps=3)

@@ -1,6 +1,6 @@
 """Which networks there are: from a run's options to a new one, from a card to a saved one, and back.
 
-The only room that knows both kinds, the plain UNet and those of the zoo; all others take a `Network`.
+The only room that knows all kinds, the plain UNet, several of it and those of the zoo; others take a `Network`.
 A card names the kind and the arguments, checked and bounded by the kind's own configuration. Rejected:
 a table where kinds register themselves, for which two are too few.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from satseg.errors import UsageError
 from satseg.learning.card import Architecture
+from satseg.learning.networks.committee import Committee, CommitteeConfig
 from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNet, UNetConfig, parameter_count
 from satseg.learning.networks.zoo import LIBRARY, ZooConfig, ZooNet, drafted
@@ -41,6 +42,9 @@ def new_network(
     given = {field.name: getattr(options, field.name) for field in fields(kind) if hasattr(options, field.name)}
     config = kind(bands=bands, classes=classes, **given)
     if isinstance(config, UNetConfig):
+        if (options.members or 1) > 1:
+            committee = CommitteeConfig(member=config, members=options.members or 1)
+            return Committee(committee, prior=prior, generator=generator)
         return UNet(config, prior=prior, generator=generator)
     return ZooNet(config, weights=options.weights, prior=prior, generator=generator)
 
@@ -62,11 +66,13 @@ def saved_network(architecture: Architecture, weights: Mapping[str, Tensor]) -> 
         drawn = drafted(ZooConfig(**arguments))
         drawn.load_state_dict(weights, assign=True)
         return drawn
-    config = UNetConfig(**arguments)
+    together = CommitteeConfig.of(arguments) if architecture.name == "committee" else None
+    config = UNetConfig(**arguments) if together is None else together.member
     # torch's meta device would do here too, at 150 MB for its own modules.
-    if parameter_count(config) > sum(value.numel() for value in weights.values()):
+    asked = parameter_count(config) * (1 if together is None else together.members)
+    if asked > sum(value.numel() for value in weights.values()):
         raise UsageError(f"{arguments} asks for more than there are")
-    network = UNet(config)
+    network = UNet(config) if together is None else Committee(together)
     network.load_state_dict(weights, assign=True)
     return network
 
@@ -75,6 +81,8 @@ def architecture_of(network: Network) -> Architecture:
     """Return the architecture part of a card for `network`."""
     if isinstance(network, ZooNet):
         return Architecture(name="smp", arguments=asdict(network.config))
+    if isinstance(network, Committee):
+        return Architecture(name="committee", arguments=network.config.arguments)
     if isinstance(network, UNet):
         return Architecture(arguments=asdict(network.config))
     raise TypeError(f"a card cannot describe {type(network).__name__}")

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from satseg.learning.networks.committee import Committee
 from satseg.learning.networks.unet import Residual, UNet
 
 __all__ = ["lean", "Convolution", "Join", "onednn_fuses"]
@@ -55,9 +56,12 @@ def lean(
     join : bool
         Use transposed convolutions in place of enlarging.
     sample : Tensor (B, C, H, W), optional
-        An input to compare both networks with when `network` is not a `UNet`. Where they differ, or
+        An input to compare both networks with when `network` is not of `UNet`s. Where they differ, or
         without a sample, a plain copy is returned.
     """
+    if isinstance(network, Committee):
+        members = [lean(member, onednn=onednn, join=join) for member in network.members]
+        return Committee.joined(network.config, members).eval()
     if isinstance(network, UNet):
         return LeanUNet(network, onednn=onednn, join=join).eval()
     plain = copy.deepcopy(network).eval()

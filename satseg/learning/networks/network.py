@@ -70,6 +70,14 @@ class Network(nn.Module, ABC):
         """Pixels missing on each side of the output."""
         return self.config.crop
 
+    @property
+    def learners(self) -> int:
+        """How many networks of it learn in turn, a step each."""
+        return 1
+
+    def take_turn(self, step: int) -> None:
+        """Be ready for training step number `step`: nothing to do for a network that learns as a whole."""
+
     def _check(self, x: Tensor) -> None:
         """Raise BandError or GridError for an input of another shape than the network's."""
         if x.ndim != 4 or x.shape[1] != self.config.bands:

@@ -173,7 +173,7 @@ def stack_chips(chips: Sequence[Chip]) -> Batch:
 
 def training_batches(
     prepared: Prepared, options: TrainOptions, changes: AugmentOptions, *, budget: Budget,
-    moment: Callable[[], Moment], ranks: int = 1,
+    moment: Callable[[], Moment], ranks: int = 1, learners: int = 1,
 ) -> DataLoader[Chip]:
     """Batches of chips, round after round, as `options` and `changes` say; `budget` gets to know its most steps."""
     room = options.cache_mb * 2**20
@@ -181,7 +181,7 @@ def training_batches(
         prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes,
         cache_bytes=room,
     )  # fmt: skip
-    budget.most_steps = most_steps(options, sampler.area_px, ranks=ranks)
+    budget.most_steps = most_steps(options, sampler.area_px, ranks=ranks, learners=learners)
     return DataLoader(
         Chips(sampler, cache_bytes=room),
         batch_sampler=RoundSampler(budget, options.batch, moment, accumulate=options.accumulate),
@@ -191,16 +191,16 @@ def training_batches(
     )
 
 
-def most_steps(options: TrainOptions, area_px: float, *, ranks: int = 1) -> float:
+def most_steps(options: TrainOptions, area_px: float, *, ranks: int = 1, learners: int = 1) -> float:
     """Steps in which `options.passes` times the pixels of the ground are seen, and at least `LEAST_STEPS`.
 
     Learning goes on for ever on the ground that is seen again and again, but not for places that never are. With two
     towns learnt, 54 passes (600 steps, 3 CPU-minutes) gave Jaccards of 0.54 in Nairobi and 0.66 in Zanzibar, 170
     passes (1870 steps, 10 CPU-minutes) 0.47 and 0.62; Las Vegas went from 0.68 to 0.74. The default of 100 lies
-    between. Without end for 0 passes.
+    between. Each of `learners` networks that learn in turn sees as much. Without end for 0 passes.
     """
     steps = options.passes * steps_of_a_pass(options, area_px, ranks=ranks)
-    return max(LEAST_STEPS, math.ceil(steps)) if options.passes else math.inf
+    return learners * max(LEAST_STEPS, math.ceil(steps)) if options.passes else math.inf
 
 
 def steps_of_a_pass(options: TrainOptions, area_px: float, *, ranks: int = 1) -> float:

@@ -110,6 +110,7 @@ class Learner(lightning.LightningModule):
         number = part * self.trainer.world_size + self.global_rank
         generator = step_generator(self.options.seed, number + 1)  # 0 drew the first weights
         image, target, labelled = augment(image, target, labelled, self.changes, generator=generator)
+        self.network.take_turn(self.global_step)
         logits = self.network(image.contiguous(memory_format=torch.channels_last))
         target, labelled = cut(target, self.network.crop), cut(labelled, self.network.crop)
         loss: torch.Tensor = self.loss(logits, target, labelled)
@@ -259,7 +260,8 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     checkpoint = checkpoint_to_resume(folder) if resume else None
     options = learner.options
     chips = training_batches(
-        prepared, options, learner.changes, budget=learner.budget, moment=learner.moment, ranks=given.count
+        prepared, options, learner.changes, budget=learner.budget, moment=learner.moment, ranks=given.count,
+        learners=learner.network.learners,
     )
     tiles = validation_tiles(prepared, options, learner.network, rank=given.rank, ranks=given.count)
     if given.leads:
@@ -308,7 +310,7 @@ def restore(learner: Learner, checkpoint: Path) -> None:
 
 def _trainer(learner: Learner, folder: Path, callbacks: list[Callback]) -> lightning.Trainer:
     options, device = learner.options, learner.target
-    placed = trainer_options(device, unused=learner.tuning.freeze > 0)
+    placed = trainer_options(device, unused=learner.tuning.freeze > 0 or learner.network.learners > 1)
     plugins = placed.pop("plugins", [])
     return lightning.Trainer(
         **placed,

@@ -264,7 +264,8 @@ def _most_steps(sampler: ChipSampler, learner: Learner) -> int | None:
     """Steps that end a run of minutes before its time, if any do."""
     if learner.options.steps is not None or not learner.options.passes:
         return None
-    return int(most_steps(learner.options, sampler.area_px, ranks=_ranks(learner)))
+    learners = learner.network.learners
+    return int(most_steps(learner.options, sampler.area_px, ranks=_ranks(learner), learners=learners))
 
 
 def _ranks(learner: Learner) -> int:

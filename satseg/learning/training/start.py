@@ -15,6 +15,7 @@ input filters for other bands, for a run with bands that the model never saw is 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -32,8 +33,8 @@ from satseg.run import OF_ENCODERS, SECTIONS, RunConfig
 
 log = logging.getLogger(__name__)
 
-HEADS = ("head.", "segmentation_head.")
-"""How the names of the last layer's weights begin, in the UNet and in networks of the zoo."""
+HEAD = re.compile(r"(members\.\d+\.)?(head|segmentation_head)\.")
+"""How the names of the last layer's weights begin, in the UNet, in each of several and in networks of the zoo."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,10 +101,10 @@ class Start:
             The network is of another kind or size (E-MOD-031).
         """
         weights = network.state_dict()
-        inner = {name for name in weights if not name.startswith(HEADS)}
+        inner = {name for name in weights if not HEAD.match(name)}
         same = {name for name in inner & self.weights.keys() if weights[name].shape == self.weights[name].shape}
         heads = weights.keys() - inner
-        if same != inner or heads != {name for name in self.weights if name.startswith(HEADS)}:
+        if same != inner or heads != {name for name in self.weights if HEAD.match(name)}:
             raise self._misfit(network)
         taken = {name: self.weights[name] for name in inner}
         theirs = plane_names(self.card.class_names, self.card.separated)
@@ -158,7 +159,7 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
         content["model"].pop(name, None)
     network: dict[str, Any] = {**card.architecture.arguments}
     if card.architecture.name == "unet":  # what an earlier card does not name was as the configuration's default has it
-        network = asdict(UNetConfig(**network))
+        network = asdict(UNetConfig(**network)) | {"members": 1}
     content["model"] |= {name: v for name, v in network.items() if name in SECTIONS["model"].model_fields}
     content["data"]["bands"] = card.band_names
     content["data"]["indices"] = tuple(index.item.name for index in card.indices)
