@@ -17,6 +17,8 @@ from satseg.grid import Grid
 from satseg.imagery.alignment import Motion
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import open_scene
+from satseg.tasks.dstl.facts import GSD_M
+from satseg.tasks.dstl.generated.contest import make_tile
 from tests.factories import ORIGIN, UTM, noise, north_up, rotated, write_tiff
 from tests.lands import SHIFT, ground, only, pair
 
@@ -85,6 +87,21 @@ def test_what_cannot_be_placed_exactly_is_off_by_no_more_than_its_error_tells(tm
     assert found.accepted
     assert f"{found.error:.2f} px" in str(found)
     assert 0 < np.hypot(found.rows - SHIFT[0], found.cols - SHIFT[1]) <= 3 * found.error
+
+
+def test_errors_told_of_a_generated_tile_hold_for_what_all_windows_share(tmp_path):
+    made = make_tile("6080_4_1", size=(600, 610))  # one light: shadows pull all windows the same way
+    wide = made.images.rgb.shape[2]
+    paths = []
+    for name, data in (("rgb", made.images.rgb), ("M", made.images.multi)):
+        shape = [GSD_M * whole / part for whole, part in zip(made.images.rgb.shape[1:], data.shape[1:], strict=True)]
+        place = Affine(shape[1], 0, ORIGIN[0], 0, -shape[0], ORIGIN[1])
+        paths.append(write_tiff(tmp_path / f"{name}.tif", data, transform=place))
+    found = only(open_scene(paths, register=True))
+    per_px = made.images.multi.shape[2] / wide
+    off = np.hypot(found.rows - made.shifts["M"][1] * per_px, found.cols - made.shifts["M"][0] * per_px)
+    assert 0 < off <= 3 * found.error
+    assert off < 0.03
 
 
 @pytest.mark.parametrize(("place", "crs"), [(rotated(25, 1.0), UTM), (north_up(1.0), None)])
@@ -214,12 +231,17 @@ def test_a_shift_beyond_the_reach_stays(tmp_path):
     assert is_left(open_scene(paths, register=True), paths, "px")
 
 
-def test_a_product_of_one_pixel_stays(tmp_path):
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (13, 14), (200, 31)])
+def test_a_product_of_few_pixels_stays_and_says_how_many_it_takes(tmp_path, height, width):
     paths = [
-        write_tiff(tmp_path / "a.tif", noise(1, 100, 100), transform=north_up(1.0)),
-        write_tiff(tmp_path / "b.tif", noise(1, 1, 1), transform=north_up(100.0)),
+        write_tiff(tmp_path / "a.tif", noise(1, 500, 520), transform=north_up(1.0)),
+        write_tiff(tmp_path / "b.tif", noise(1, height, width), transform=north_up(100.0 if height == 1 else 8.0)),
     ]
-    assert is_left(open_scene(paths, register=True), paths, "too few")
+    scene = open_scene(paths, register=True)
+    assert is_left(scene, paths, f"{height} x {width} px are too few to find a place by, 32 a side are needed")
+    told = scene.info()["registrations"][0]
+    assert (told["accepted"], told["rows"], told["cols"], told["error"]) == (False, 0.0, 0.0, None)
+    assert "not registered" in scene._repr_html_()
 
 
 def test_one_file_needs_no_registration_and_other_words_are_refused(tmp_path):

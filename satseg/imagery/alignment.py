@@ -50,6 +50,10 @@ STEPS = 12
 SETTLED_PX = 0.002
 SETTLED_PART = 0.05
 """Steps end below `SETTLED_PX`, or below this part of the error."""
+COMMON_PX = 0.01
+"""Error that all windows have in common. On 69 planted shifts of generated contest tiles of 335 to 1400 pixels M was
+off by 0.009 of its pixels, each tile by the same at any shift, where the spread told 0.002 on large tiles: 17 % were
+off by more than 3 errors told, by up to 13, and so were 10 % of panchromatic images. With it none of 141 is."""
 STRAY = 2.5
 """Windows whose residue is this many times the median count less."""
 MARGIN = len(SMOOTH) // 2 + 2
@@ -97,7 +101,7 @@ class Alignment:
     ----------
     motion : Motion
     error : float
-        Standard error of the shift, by the spread between windows.
+        Standard error of the shift: the spread between windows, and what they have in common (`COMMON_PX`).
     windows : int
         That were compared.
     agreeing : float, 0..1
@@ -156,7 +160,8 @@ def align(reference: Scene, product: Scene, *, turning: bool = False, seed: int 
     parted = np.hypot(*(peak(found[::2].mean(axis=0)) - peak(found[1::2].mean(axis=0))))
     at = (slice(None), *(np.rint(best).astype(int) + reach))
     agreeing = float((found[at] > np.quantile(found, 0.9, axis=(1, 2))).mean())
-    return Alignment(motion, error, len(maps), agreeing, _second(found.mean(axis=0)), float(parted), reach)
+    second, error = _second(found.mean(axis=0)), math.hypot(error, COMMON_PX)
+    return Alignment(motion, error, len(maps), agreeing, second, float(parted), reach)
 
 
 def _on(scene: Scene, grid: Grid) -> Scene:

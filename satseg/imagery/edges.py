@@ -17,7 +17,20 @@ SMOOTH = np.array([1.0, 4.0, 6.0, 4.0, 1.0], np.float32) / 16
 
 
 def image_edges(data: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.complex128] | None:
-    """Edges of all bands as complex numbers: strength, and twice the angle of the normal; 0 where not valid."""
+    """Return edges of all bands as complex numbers: strength, and twice the angle of the normal.
+
+    Parameters
+    ----------
+    data : ndarray, (C, H, W)
+        Values of any dtype.
+    valid : ndarray of bool, (H, W)
+
+    Returns
+    -------
+    ndarray of complex128, (H, W), or None
+        Summed over bands, in standard deviations of the strength; 0 within 3 pixels of what is not valid. None where
+        less than a quarter is valid, or nothing has an edge.
+    """
     inner = shrunk(valid, len(SMOOTH) // 2 + 1)
     if inner.sum() < valid.size // 4:
         return None
@@ -33,7 +46,18 @@ def image_edges(data: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[
 
 
 def edge_normals(plane: NDArray[np.float64]) -> NDArray[np.complex128]:
-    """Gradient of the smoothed plane, its angle doubled, so that both sides of an edge are alike."""
+    """Return the gradient of the smoothed plane, its angle doubled, so that both sides of an edge are alike.
+
+    Parameters
+    ----------
+    plane : ndarray of float, (H, W)
+        At least 2 x 2.
+
+    Returns
+    -------
+    ndarray of complex, (H, W)
+        Absolute value: values per pixel; angle: twice that from columns (right) to rows (down).
+    """
     soft = _along(_along(plane, 0), 1)
     down, right = np.gradient(soft)
     gradient = right + 1j * down
@@ -56,7 +80,10 @@ def _cut(plane: NDArray[Any], start: int, size: int, axis: int) -> NDArray[Any]:
 
 
 def shrunk(mask: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:
-    """`mask` without what lies within `margin` pixels of its outside."""
+    """Return `mask`, (H, W) of bool, without what lies within `margin` pixels of a False along rows and columns.
+
+    The image's own edge is no outside.
+    """
     inner = mask.copy()
     for axis in (0, 1):
         padded = np.pad(inner, [(margin, margin) if own == axis else (0, 0) for own in (0, 1)], mode="edge")

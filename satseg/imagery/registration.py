@@ -61,7 +61,7 @@ class Registration:
     east_m, north_m : float or None
         The shift on the ground, along the axes of a metric CRS; None without a CRS.
     error : float or None
-        Standard error of the shift in pixels of the product, by the spread between windows; None where unknown.
+        Standard error of the shift in pixels of the product (see `satseg.imagery.alignment`); None where unknown.
     windows : int
         That were compared.
     reason : str
@@ -185,7 +185,7 @@ def _register(
     """How `product` lies against the `settled` bands of `scene`, on the grid that leads, and what is made of it."""
     if min(product.grid.shape) < LEAST_SIDE:
         size = f"{product.grid.height} x {product.grid.width}"
-        return _failed(product, None, f"{size} px are too few, {LEAST_SIDE} a side are needed")
+        return _failed(product, None, f"{size} px are too few to find a place by, {LEAST_SIDE} a side are needed")
     ours = replace(scene, sources=_compared(product.sources), grid=product.grid)
     alignment = align(replace(scene, sources=_compared(settled)), ours, turning=turning)
     fault = _fault(alignment)
