@@ -10,11 +10,13 @@ import rasterio
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from satseg.errors import UsageError
 from satseg.grid import Grid
 from satseg.imagery.alignment import Motion
+from satseg.imagery.registered_picture import registered_picture
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import open_scene
 from satseg.tasks.dstl.facts import GSD_M
@@ -242,6 +244,23 @@ def test_a_product_of_few_pixels_stays_and_says_how_many_it_takes(tmp_path, heig
     told = scene.info()["registrations"][0]
     assert (told["accepted"], told["rows"], told["cols"], told["error"]) == (False, 0.0, 0.0, None)
     assert "not registered" in scene._repr_html_()
+
+
+def test_lines_break_less_at_the_squares_of_the_picture_once_registered(tmp_path):
+    paths = pair(tmp_path, ratio=2.0, sides=(270, 331))
+    plain, moved = open_scene(paths), open_scene(paths, register=True)
+    png = registered_picture(plain, moved, window=Window(20, 10, 250, 190), square=40)
+    with pytest.warns(NotGeoreferencedWarning), rasterio.MemoryFile(png) as memory, memory.open() as file:
+        whole = file.read(1).astype(float)
+    assert whole.shape == (190, 250 + 6 + 250)
+    jumps = []
+    for board in (whole[:, :250], whole[:, 256:]):
+        assert board.std() > 10
+        rows, cols = np.abs(np.diff(board, axis=0))[39::40], np.abs(np.diff(board, axis=1))[:, 39::40]
+        jumps.append(rows.mean() + cols.mean())
+    assert jumps[1] < 0.8 * jumps[0]
+    with pytest.raises(UsageError, match=r"no product of .* was moved"):
+        registered_picture(plain, plain)
 
 
 def test_one_file_needs_no_registration_and_other_words_are_refused(tmp_path):
