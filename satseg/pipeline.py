@@ -22,6 +22,7 @@ from satseg.imagery.drivers import is_remote
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
+from satseg.learning.card import IndexCard
 from satseg.learning.detection.budget import Estimate
 from satseg.learning.detection.inference import gather, working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
@@ -351,8 +352,9 @@ def _ready_to_train(
         from satseg.learning.networks.zoo import check_encoder
 
         check_encoder(run.model)
-    pairs = _open_pairs(data or run.data.scenes, run)
-    valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run)
+    known = () if start is None else start.card.indices
+    pairs = _open_pairs(data or run.data.scenes, run, known)
+    valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run, known)
     if output is not None:
         _check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
@@ -365,9 +367,9 @@ def _ready_to_train(
     return _Ready(run, prepared if start is None else start.normalized(prepared), place, note, start)
 
 
-def _open_pairs(data: Sequence[LabelledPair], run: RunConfig) -> list[Pair]:
+def _open_pairs(data: Sequence[LabelledPair], run: RunConfig, known: Sequence[IndexCard]) -> list[Pair]:
     pairs = []
     for item in data:
         scene, labels, aoi = (item.scene, item.labels, item.aoi) if isinstance(item, LabelledScene) else (*item, None)
-        pairs.append(open_pair(scene, labels, aoi, run.data))
+        pairs.append(open_pair(scene, labels, aoi, run.data, known=known))
     return pairs

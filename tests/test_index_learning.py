@@ -24,6 +24,17 @@ from satseg.run import RunConfig
 from tests.factories import noise, write_tiff
 from tests.worlds import squares
 
+OWN = """kind = "indices"
+title = "Mine"
+source = "Made for the test"
+roles = [{ name = "red", low_nm = 600, center_nm = 650, high_nm = 700 }]
+[[indices]]
+name = "half"
+title = "Half"
+formula = "(red - red / 3) / (red + 2)"
+unit = "reflectance"
+source = "Made for the test"
+"""
 TINY = {"steps": 2, "chip": 32, "batch": 2, "rounds": 1, "device": "cpu", "width": 4, "depth": 2, "stem": 1}
 
 
@@ -146,6 +157,22 @@ def test_fine_tuning_takes_the_indices_of_the_model(learnt):
     assert run.data.indices == ("ndvi", "savi")
     assert run.data.bands == ("red", "ndvi", "savi")
     assert run.data.index_scale == 1 / 2047
+
+
+def test_a_model_holds_indices_of_ones_own_and_no_path_to_their_document(learnt, tmp_path):
+    folder, _ = learnt
+    document = tmp_path / "mine.toml"
+    document.write_text(OWN)
+    pairs, file = [(folder / "scene.tif", folder / "labels.gpkg")], tmp_path / "m.safetensors"
+    model = satseg.train(
+        pairs, output=file, indices=("half",), index_spec=str(document), index_scale=1 / 2047,
+        **TINY,
+    )  # fmt: skip
+    assert "mine.toml" not in model.card.to_json()
+    document.unlink()
+    again = satseg.train(pairs, start=str(file), **TINY)
+    assert again.card.indices == model.card.indices
+    assert again.bands == model.bands == ("red", "nir", "half")
 
 
 def test_a_card_whose_formula_is_none_is_refused(learnt):

@@ -137,6 +137,7 @@ def _told(run: RunConfig, *, registered: bool) -> dict[str, object]:
     """Options as a card keeps them: without the folders of this machine, and with what was done to open scenes."""
     options = run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}})
     options["data"]["registered"] = run.data.registered or registered
+    options["data"]["index_spec"] = None  # the card holds the indices themselves
     weights = run.model.weights
     if weights is not None and names_file(weights):
         options["model"]["weights"] = Path(weights).name

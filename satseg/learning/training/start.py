@@ -155,6 +155,7 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
         if unknown:
             log.warning("options %s of the model's training are not known here, and left out", ", ".join(unknown))
         content[section] = {name: v for name, v in told.items() if name in kind.model_fields and v is not None}
+    content["data"].pop("index_spec", None)  # a path of another machine, told by earlier cards
     for name in ("weights", "start", "freeze"):  # of that training's own start
         content["model"].pop(name, None)
     network: dict[str, Any] = {**card.architecture.arguments}
