@@ -371,5 +371,5 @@ def _open_pairs(data: Sequence[LabelledPair], run: RunConfig, known: Sequence[In
     pairs = []
     for item in data:
         scene, labels, aoi = (item.scene, item.labels, item.aoi) if isinstance(item, LabelledScene) else (*item, None)
-        pairs.append(open_pair(scene, labels, aoi, run.data, known=known))
+        pairs.append(open_pair(scene, labels, aoi, run.data, learnt=known))
     return pairs

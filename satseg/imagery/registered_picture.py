@@ -76,4 +76,4 @@ def _board(scene: Scene, paths: tuple[str, ...], place: Window, square: int) -> 
 def _grey(scene: Scene, sources: tuple[BandSource, ...], place: Window) -> NDArray[np.uint8]:
     """The mean of `sources`, each stretched, (H, W)."""
     part = replace(scene, sources=sources, indices=(), shown=()).read(window=place)
-    return np.mean([stretch(band, part.valid) for band in part.data], axis=0).astype(np.uint8)
+    return np.asarray(np.mean([stretch(band, part.valid) for band in part.data], axis=0), np.uint8)

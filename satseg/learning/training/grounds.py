@@ -104,13 +104,14 @@ def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
 
 
 def open_pair(
-    scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, options: DataOptions, *, known: Sequence[IndexCard] = ()
-) -> Pair:
+    scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, options: DataOptions, *,
+    learnt: Sequence[IndexCard] = (),
+) -> Pair:  # fmt: skip
     """Open one scene with its labels, read by the class field of `options`.
 
-    Indices that no document of `options` tells of are those of the model that is fine-tuned, `known` from its card.
+    Indices that no document of `options` tells of are those of the model that is fine-tuned, `learnt` from its card.
     """
-    opened = _with_indices(as_scene(scene, options), options, known)
+    opened = _with_indices(as_scene(scene, options), options, learnt)
     layer = labels if isinstance(labels, geopandas.GeoDataFrame) else read_features(labels, field=options.field)
     names = classes_of(layer, options.field if layer is labels else None, None, "labels")
     if options.classes and len(options.classes) == 1 and options.field is None and {*names} == {SINGLE_CLASS}:
@@ -120,12 +121,12 @@ def open_pair(
     return Pair(opened, layer, None if aoi is None else shapely.union_all(area_of_interest(aoi, opened)))
 
 
-def _with_indices(scene: Scene, options: DataOptions, known: Sequence[IndexCard]) -> Scene:
+def _with_indices(scene: Scene, options: DataOptions, learnt: Sequence[IndexCard]) -> Scene:
     """`scene` with the indices of `options` that it has not got yet, their values looked at."""
     there = {band.name for band in scene.indices}
     names = [name for name in options.indices if name not in there]
     spec = index_spec() if options.index_spec is None else index_spec(options.index_spec)
-    own = {card.item.name: card for card in known if options.index_spec is None and card.item not in spec.indices}
+    own = {card.item.name: card for card in learnt if options.index_spec is None and card.item not in spec.indices}
     told = [name for name in names if name not in own]
     found = scene.with_indices(*told, spec=spec, bands=options.index_roles, scale=options.index_scale)
     found = found.with_index_bands([own[name].on(scene) for name in names if name in own])
