@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import geopandas
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import satseg
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.tiling import round_up
 from satseg.learning.networks.forward import Standardize
+from satseg.learning.training import feed
 from satseg.learning.training.feed import HeldTiles, stack_chips
 from satseg.learning.training.split import Ground
 from tests.factories import noise, north_up, write_tiff
@@ -60,6 +63,24 @@ def test_validation_reads_no_more_than_it_needs(tmp_path):
     tiles = HeldTiles([ground], tile=512, halo=32, stride=8, beyond=0, cache_bytes=2**20)
     assert [tiles[number].labelled.sum() for number in range(len(tiles))] == [40 * 50]
     assert tiles[0].image.shape == (2, 56 + 2 * 32, 56 + 32)  # rows 80 to 136, columns 16 to 56, and the scene's edge
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
+def test_validation_of_many_scenes_keeps_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "OPEN_GROUNDS", 2)
+    grounds = []
+    for number in range(6):
+        path = write_tiff(tmp_path / f"{number}.tif", noise(2, 40, 50, seed=number), transform=north_up(1.0))
+        scene = satseg.open_scene(path)
+        labels = geopandas.GeoDataFrame(
+            {"class_name": ["a"]}, geometry=[shapely.box(*scene.grid.bounds)], crs=scene.grid.crs.to_wkt()
+        )
+        grounds.append(Ground(scene, LabelLayer.build(labels, scene.grid, ("a",))))
+    tiles = HeldTiles(grounds, tile=64, halo=8, stride=8, beyond=0, cache_bytes=2**20)
+    for number, ground in enumerate(grounds):
+        np.testing.assert_array_equal(tiles[number].image[:, :40, :50], ground.scene.read().data)
+    held = [os.path.realpath(link.path) for link in os.scandir("/proc/self/fd")]
+    assert 0 < sum(str(tmp_path) in path for path in held) <= 2
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 40])

@@ -78,25 +78,33 @@ class Chips(Dataset[Chip]):
     """
 
     def __init__(self, sampler: ChipSampler, *, cache_bytes: int) -> None:
-        self.sampler, self._blocks = sampler, Blocks(cache_bytes)
-        self._readers: OrderedDict[int, ChipReader] = OrderedDict()
+        self.sampler = sampler
+        self._readers = Readers(sampler.grounds, cache_bytes=cache_bytes, blank=True)
 
     def __getitem__(self, number: int) -> Chip:
         for attempt in range(ATTEMPTS):
             index, view = self.sampler.place(number, attempt)
-            chip = self._reader(index).view(view, size=self.sampler.size)
+            chip = self._readers[index].view(view, size=self.sampler.size)
             if chip.labelled.any():
                 break
         return chip
 
-    def _reader(self, index: int) -> ChipReader:
-        """The reader of a ground; of those longest unused the files are closed."""
-        reader = self._readers.pop(index, None)
+
+class Readers:
+    """Readers of `grounds` by number, which share `cache_bytes` of blocks; files of those longest unused are closed."""
+
+    def __init__(self, grounds: Sequence[Ground], *, cache_bytes: int, blank: bool) -> None:
+        self._grounds, self._blank = tuple(grounds), blank
+        self._blocks = Blocks(cache_bytes)
+        self._open: OrderedDict[int, ChipReader] = OrderedDict()
+
+    def __getitem__(self, index: int) -> ChipReader:
+        reader = self._open.pop(index, None)
         if reader is None:
-            if len(self._readers) == OPEN_GROUNDS:
-                self._readers.popitem(last=False)[1].close()
-            reader = ChipReader(self.sampler.grounds[index], blank=True, shared=(self._blocks, index))
-        self._readers[index] = reader
+            if len(self._open) == OPEN_GROUNDS:
+                self._open.popitem(last=False)[1].close()
+            reader = ChipReader(self._grounds[index], blank=self._blank, shared=(self._blocks, index))
+        self._open[index] = reader
         return reader
 
 
@@ -116,7 +124,7 @@ class HeldTiles(Dataset[Chip]):
             for held in ground.held or (ground.scene.grid.window,):
                 plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
                 self._tiles += [(index, plan.tight(piece, beyond=beyond)) for piece in plan]
-        self._readers = [ChipReader(ground, cache_bytes=cache_bytes // max(1, len(grounds))) for ground in grounds]
+        self._readers = Readers(grounds, cache_bytes=cache_bytes, blank=False)
         self._mine = range(rank, -(-len(self._tiles) // ranks) * ranks, ranks)
 
     def __len__(self) -> int:
