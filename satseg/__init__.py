@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from satseg.errors import SatsegError
+    from satseg.folds import train_folds
     from satseg.grid import Grid
     from satseg.imagery.indexing import index
     from satseg.imagery.labels import rasterize
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from satseg.raster import Raster
     from satseg.scoring.report import Report
     from satseg.scoring.score import score
+    from satseg.stacking import stack
     from satseg.vector.features import read_features, write_features
     from satseg.vector.polygonize import polygonize
 
@@ -34,6 +36,8 @@ _HOMES = {
     "write_features": "satseg.vector.features",
     "train": "satseg.pipeline",
     "plan": "satseg.pipeline",
+    "train_folds": "satseg.folds",
+    "stack": "satseg.stacking",
     "load_model": "satseg.learning.networks.bundle",
     "Model": "satseg.learning.networks.bundle",
     "detect": "satseg.pipeline",
@@ -48,8 +52,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "load_model",
-    "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "index", "score", "Report",
+    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan",
+    "train_folds", "stack", "load_model", "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "index", "score", "Report",
     "SatsegError",
 ]
 

@@ -231,9 +231,9 @@ def remove_abandoned(path: Path, *, ending: str = PARTIAL) -> None:
 
 
 def being_written(path: Path, process: str) -> OutputError:
-    """The refusal (E-OUT-007) of a second run on `path`, which `process`, a number, is writing."""
+    """The refusal (E-OUT-007) of a second run on `path`, which `process`, a number or other words, is writing."""
     return OutputError(
-        f"{path} is being written by process {process}",
+        f"{path} is being written by {'process ' if process.isdecimal() else ''}{process}",
         hint="wait for it, or choose another name",
         code="E-OUT-007",
         path=path,
@@ -241,7 +241,7 @@ def being_written(path: Path, process: str) -> OutputError:
 
 
 def try_lock(folder: Path) -> int | None:
-    """Lock `folder` and return its handle; None on a file system that has no locks.
+    """Lock `folder`, or a file, and return its handle; None on a file system that has no locks.
 
     Raises
     ------

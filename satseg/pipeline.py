@@ -44,7 +44,7 @@ from satseg.vector.features import check_target
 if TYPE_CHECKING:
     from satseg.learning.training.plan import Plan
 
-LabelledPair: TypeAlias = "tuple[SceneLike, LabelsLike] | LabelledScene"
+LabelledPair: TypeAlias = "tuple[SceneLike, LabelsLike] | LabelledScene | Pair"
 
 
 def train(
@@ -215,7 +215,7 @@ def detect(
 def detect_to_file(  # noqa: PLR0913  each is an option of the command line
     model: Model | PathLike,
     scene: SceneLike,
-    output: PathLike,
+    output: PathLike | None,
     *,
     mask: PathLike | None = None,
     scores: PathLike | None = None,
@@ -230,6 +230,8 @@ def detect_to_file(  # noqa: PLR0913  each is an option of the command line
 
     Parameters
     ----------
+    output : path-like or None
+        Vector file for the features; None for rasters alone.
     announce : callable, optional
         Told what the detection will take, before it starts; costs a few small passes through the network.
 
@@ -238,7 +240,7 @@ def detect_to_file(  # noqa: PLR0913  each is an option of the command line
     dict of str to int
         Features of each class that has some.
     """
-    targets = Targets(Path(output), _path(mask), _path(scores), _path(entropy))
+    targets = Targets(_path(output), _path(mask), _path(scores), _path(entropy))
     overwrite = overwrite or (resume and _is_begun(targets))
     ready = _prepared(model, scene, targets, DetectOptions.of(options), overwrite=overwrite)
     if announce is not None:
@@ -343,6 +345,8 @@ def _ready_to_train(
     overwrite: bool,
 ) -> _Ready:
     """Open and check everything that training needs; nothing is written."""
+    if run.train.folds is not None:
+        raise UsageError(f"{run.train.folds} folds are trained by train_folds", code="E-TRN-027")
     start = None if run.model.start is None else Start.load(run.model.start)
     if start is not None:
         run = start.options(run)
@@ -353,8 +357,8 @@ def _ready_to_train(
 
         check_encoder(run.model)
     known = () if start is None else start.card.indices
-    pairs = _open_pairs(data or run.data.scenes, run, known)
-    valid_pairs = _open_pairs(valid_data or run.data.valid_scenes, run, known)
+    pairs = open_pairs(data or run.data.scenes, run, known)
+    valid_pairs = open_pairs(valid_data or run.data.valid_scenes, run, known)
     if output is not None:
         _check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
@@ -367,9 +371,13 @@ def _ready_to_train(
     return _Ready(run, prepared if start is None else start.normalized(prepared), place, note, start)
 
 
-def _open_pairs(data: Sequence[LabelledPair], run: RunConfig, known: Sequence[IndexCard]) -> list[Pair]:
+def open_pairs(data: Sequence[LabelledPair], run: RunConfig, known: Sequence[IndexCard] = ()) -> list[Pair]:
+    """Return `data` opened as `run` says, with the indices that a start's card knows; raises as `open_pair`."""
     pairs = []
     for item in data:
+        if isinstance(item, Pair):
+            pairs.append(item)
+            continue
         scene, labels, aoi = (item.scene, item.labels, item.aoi) if isinstance(item, LabelledScene) else (*item, None)
         pairs.append(open_pair(scene, labels, aoi, run.data, learnt=known))
     return pairs

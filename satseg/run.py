@@ -26,13 +26,17 @@ DEFAULT_MINUTES = 10.0
 
 
 class LabelledScene(BaseModel):
-    """A scene in one or several files, the labels that lie on it, and where those are complete."""
+    """A scene in one or several files, the labels that lie on it, and where those are complete.
+
+    Scenes of one `group` never part when folds are made (`[train] folds`); one without is a group of its own.
+    """
 
     model_config = STRICT
 
     scene: str | tuple[str, ...]
     labels: str
     aoi: str | None = None
+    group: str | None = None
 
 
 class DataOptions(BaseModel):
@@ -191,6 +195,9 @@ class TrainOptions(BaseModel):
     boundary: float = Field(0.0, ge=0, le=100, description="pixels near a class's border count 1 + this many times")
     smoothing: float = Field(0.0, ge=0, lt=1, description="labels moved towards 1/2, in the cross-entropy alone")
     balance: float = Field(0.5, ge=0, le=1, description="share of chips placed around a feature of a random class")
+    folds: int | None = Field(
+        None, ge=2, description="models to train, each validated on a part of the scenes that the others learn from"
+    )
     valid_share: float = Field(0.1, gt=0, lt=0.6, description="area held for validation in a blocked split")
     augmented: bool = Field(True, description="false: chips as they are, whatever [augment] says")
     workers: int = Field(0, ge=0, description="loader processes; on few cores they cost more than they bring")
@@ -334,7 +341,7 @@ def _anchored(data: DataOptions, folder: Path) -> DataOptions:
     def anchor(item: LabelledScene) -> LabelledScene:
         scene = place(item.scene) if isinstance(item.scene, str) else tuple(place(path) for path in item.scene)
         aoi = place(item.aoi) if item.aoi else None
-        return LabelledScene(scene=scene, labels=place(item.labels), aoi=aoi)
+        return LabelledScene(scene=scene, labels=place(item.labels), aoi=aoi, group=item.group)
 
     return data.model_copy(
         update={"scenes": tuple(map(anchor, data.scenes)), "valid_scenes": tuple(map(anchor, data.valid_scenes))}

@@ -40,6 +40,8 @@ class Lines:
 
     def training(self, status: TrainingStatus) -> None:
         """Write a line when there has been another validation."""
+        if status.validations < self._last.get("train", 0):  # of another training, which has just begun
+            self._last["train"] = 0
         if status.validations <= self._last.get("train", 0):
             return
         self._last["train"] = status.validations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.command("train")
 @click.argument("run_file", required=False, type=click.Path(), metavar="[RUN.toml]")
 @click.argument("overrides", nargs=-1, metavar="[section.key=value]...")
-@click.option("-o", "--output", type=click.Path(), help="Model file to write (.safetensors).")
+@click.option("-o", "--output", type=click.Path(), help="Model file to write (.safetensors); with --folds, a folder.")
 @click.option("--data", nargs=2, multiple=True, metavar="SCENE LABELS", help="Learn from these; may be repeated.")
 @click.option("--valid-data", nargs=2, multiple=True, metavar="SCENE LABELS", help="Validate on these.")
 @field_option
@@ -59,6 +60,11 @@ if TYPE_CHECKING:
 )
 @click.option("--chip", type=int, help="Side of a training chip in pixels.")
 @click.option("--batch", type=int, help="Chips per step.")
+@click.option(
+    "--folds", type=int, metavar="K",
+    help="Train K models, each on the scenes of the other folds and for the whole budget, into the folder -o; then "
+    "score each on the fold it did not see.",
+)
 @click.option("--run-dir", type=click.Path(), help="Folder for checkpoints and logs; beside the model if not given.")
 @click.option("--resume", is_flag=True, help="Go on with a killed run.")
 @click.option("--print-config", is_flag=True, help="Print the whole run file and stop.")
@@ -74,7 +80,7 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
 
     Every option can stand in the run file; `--print-config` shows them all. `--dry-run` tells what a run would
     learn from and what it would take. The run's folder ends with a page, report.html; its run.toml, given as RUN.toml,
-    repeats the training.
+    repeats the training. With --folds, scenes of one `group` in RUN.toml, or of one ground, stay together.
     """
     from satseg.run import RunConfig, placed
 
@@ -95,6 +101,9 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     if call.pop("print_config"):
         click.echo(_with_start(config).to_toml())
         return
+    if config.train.folds is not None:
+        _train_folds(ctx, config, call, dry_run=dry_run, as_json=as_json)
+        return
     if dry_run:
         from satseg.pipeline import plan
 
@@ -110,6 +119,27 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
         model = train(config=config, progress=progress, **call)
     if leads:
         click.echo(f"{call['output']}\n{model.summary()}")
+
+
+def _train_folds(
+    ctx: click.Context, config: RunConfig, call: dict[str, Any], *, dry_run: bool, as_json: bool
+) -> None:
+    """Train in folds, or tell which scenes are in which."""
+    if call.pop("run_dir") is not None:
+        raise click.UsageError("--run-dir is of one training; with --folds all is in the folder -o")
+    if dry_run:
+        from satseg.folds import plan_folds
+
+        dealt = plan_folds(config=config)
+        print_json(asdict(dealt)) if as_json else click.echo(dealt.to_text())
+        return
+    if call["output"] is None:
+        raise click.UsageError("give -o/--output FOLDER")
+    from satseg.folds import train_folds
+
+    with progress_bar(ctx) as progress:
+        report = train_folds(config=config, progress=progress, **call)
+    click.echo(f"{call['output']}\n{report.table()}")
 
 
 def _leads(ctx: click.Context) -> bool:

@@ -6,8 +6,13 @@ positives and false negatives at any bin edge are then sums, and whole scenes co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 
 BINS = 256
 LOWEST, HIGHEST = 0.05, 0.95
@@ -42,10 +47,28 @@ class ThresholdCurve:
             code = (bins[:, k] + BINS * (target[:, k] > 0))[usable]
             self._counts[k] += torch.bincount(code, minlength=2 * BINS).view(2, BINS)
 
+    def count(self, scores: NDArray[np.floating], truth: NDArray[Any], usable: NDArray[np.bool_]) -> None:
+        """Add pixels in arrays: scores (K, H, W) in 0..1, truth alike, and which of them (H, W) count."""
+        planes = (np.asarray(scores, np.float32)[None], np.asarray(truth, np.uint8)[None], usable[None, None])
+        self.update(*(torch.from_numpy(np.require(plane, requirements="W")) for plane in planes))
+
     def share_between_ranks(self) -> None:
         """Add up the counts of all processes of a distributed run."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._counts)
+
+    def add(self, other: ThresholdCurve) -> None:
+        """Add the counts of `other`, of as many classes."""
+        self._counts += other._counts.to(self._counts.device)
+
+    def counts_at(self, thresholds: Sequence[float]) -> list[tuple[int, int, int]]:
+        """Per class, true positives, false positives and false negatives at its threshold (a multiple of 1 / BINS)."""
+        found = []
+        for (others, truth), level in zip(self._counts.cpu(), thresholds, strict=True):
+            place = round(level * BINS)
+            hits = int(truth[place:].sum())
+            found.append((hits, int(others[place:].sum()), int(truth.sum()) - hits))
+        return found
 
     def jaccard(self) -> torch.Tensor:
         """(K, BINS): Jaccard at threshold bin / BINS; NaN for a class absent from truth."""

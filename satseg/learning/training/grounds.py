@@ -136,6 +136,31 @@ def _with_indices(scene: Scene, options: DataOptions, learnt: Sequence[IndexCard
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What scenes have in common once it is settled, and the scenes so; `grounds` are in the order of the pairs."""
+
+    classes: tuple[ClassItem, ...]
+    bands: tuple[str, ...]
+    gsd_m: float | None
+    grounds: tuple[Ground, ...]
+
+
+def agree(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Agreed:
+    """Bring `pairs`, then `valid_pairs`, to one set of classes, bands and resolution; raises as `prepare`."""
+    if not pairs:
+        raise UsageError("no training data", hint="give --data SCENE LABELS", code="E-TRN-001")
+    everything = (*pairs, *valid_pairs)
+    classes = _classes(pairs, config.data)
+    bands = _common_bands(everything, config.data)
+    _one_unit(everything)
+    names = tuple(item.name for item in classes)
+    layers = [_layer(pair, names, config.data) for pair in everything]
+    gsd = _working_gsd(everything, layers, config.data)
+    found = tuple(_ground(pair, layer, bands, gsd, config.data) for pair, layer in zip(everything, layers, strict=True))
+    return Agreed(classes, bands, gsd, found)
+
+
 def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Prepared:
     """Bring `pairs` to one set of classes, bands and resolution, split them, measure normalization.
 
@@ -148,24 +173,17 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
     LabelError
         A class without a feature, labels off their scene, validation on training ground.
     """
-    if not pairs:
-        raise UsageError("no training data", hint="give --data SCENE LABELS", code="E-TRN-001")
-    everything = (*pairs, *valid_pairs)
-    classes = _classes(pairs, config.data)
-    bands = _common_bands(everything, config.data)
-    _one_unit(everything)
-    names = tuple(item.name for item in classes)
-    layers = [_layer(pair, names, config.data) for pair in everything]
-    gsd = _working_gsd(everything, layers, config.data)
-    found = tuple(_ground(pair, layer, bands, gsd, config.data) for pair, layer in zip(everything, layers, strict=True))
-    grounds, validation = found[: len(pairs)], found[len(pairs) :]
+    agreed = agree(pairs, valid_pairs, config)
+    classes, bands, gsd = agreed.classes, agreed.bands, agreed.gsd_m
+    grounds, validation = agreed.grounds[: len(pairs)], agreed.grounds[len(pairs) :]
     if validation:
         refuse_leaks(grounds, validation)
     else:
         train = config.train
         grounds = tuple(hold_out(g, share=train.valid_share, chip=train.chip, seed=train.seed) for g in grounds)
         validation = grounds = bar_shared_ground(grounds)
-    widths = median_widths([(ground.scene.grid, ground.labels) for ground in grounds])
+    # Of all scenes, as the working resolution is: models of folds then have the same planes, and can be an ensemble.
+    widths = median_widths([(ground.scene.grid, ground.labels) for ground in agreed.grounds])
     classes = with_clean_up(classes, grounds, compact=widths)
     normalization = measure(grounds, seed=config.train.seed)
     _tell_suspicions(grounds, seed=config.train.seed)

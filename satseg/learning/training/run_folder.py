@@ -42,16 +42,16 @@ def told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
     return "\n".join([*lines, ""])
 
 
-def check_run(folder: Path, run: str, *, resume: bool, overwrite: bool) -> None:
-    """Raise when `folder` holds another run than the one noted in `run`, or cannot be this one's."""
+def check_run(folder: Path, run: str, *, resume: bool, overwrite: bool, option: str = "--run-dir") -> None:
+    """Raise when `folder`, given by `option`, holds another run than the one noted in `run`, or cannot be this one's."""
     note = folder / "run.toml"
     with os_errors_as_output_errors(folder):
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is no folder", hint="give another --run-dir", code="E-OUT-011")
+            raise OutputError(f"{folder} is no folder", hint=f"give another {option}", code="E-OUT-011")
         earlier = note.read_text(encoding="utf-8") if note.exists() else None
         strange = earlier is None and folder.is_dir() and any(path.name != SPLIT_PICTURE for path in folder.iterdir())
     if strange:
-        raise OutputError(f"{folder} holds files that are of no run", hint="give another --run-dir", code="E-OUT-012")
+        raise OutputError(f"{folder} holds files that are of no run", hint=f"give another {option}", code="E-OUT-012")
     if earlier is not None and resume and earlier != run:
         raise UsageError(
             f"{note} was written by a run with other options or data",

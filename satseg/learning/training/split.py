@@ -18,15 +18,17 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.crs import describe
-from satseg.errors import LabelError, UsageError
-from satseg.grid import overlap
+from satseg.crs import CRS, describe
+from satseg.errors import CRSError, LabelError, UsageError
+from satseg.grid import Grid, overlap
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import Scene
 
 SMALLEST_BLOCK_PX = 32
 MOST_HELD = 0.6
 """Share of a class's features that validation may take before another block is preferred."""
+LEAST_SHARED = 1e-6
+"""Share of a scene's ground from which on another scene shows it too; less is rounding along an edge."""
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +184,14 @@ def _shown_of_others(ground: Ground, grounds: Sequence[Ground]) -> Iterator[Wind
                 yield shown
 
 
+def shown_in(grid: Grid, crs: CRS | None) -> shapely.Polygon:
+    """Return the outline of `grid` in `crs`, empty where its ground has no image there."""
+    try:
+        return grid.footprint(crs)
+    except CRSError:
+        return shapely.Polygon()
+
+
 def refuse_leaks(training: Sequence[Ground], validation: Sequence[Ground]) -> None:
     """Raise when a validation scene lies on the ground of a training scene.
 
@@ -195,11 +205,11 @@ def refuse_leaks(training: Sequence[Ground], validation: Sequence[Ground]) -> No
         for ground in training:
             if (held.scene.grid.crs is None) != (ground.scene.grid.crs is None):
                 continue
-            other = ground.scene.grid.footprint(held.scene.grid.crs)
+            other = shown_in(ground.scene.grid, held.scene.grid.crs)
             same_files = {*map(os.path.realpath, held.scene.paths)} & {*map(os.path.realpath, ground.scene.paths)}
             placed = held.scene.grid.crs is not None
             share = 1.0 if same_files else outline.intersection(other).area / outline.area if placed else 0.0
-            if share > 1e-6:
+            if share > LEAST_SHARED:
                 raise LabelError(
                     f"validation scene {held.scene.name} shares {share:.1%} of its ground with training scene "
                     f"{ground.scene.name} ({describe(held.scene.grid.crs)})",

@@ -3,21 +3,20 @@
 Three pairs of regions show the same ground at two times, and the labels of twins agree to a percent, so that a split
 by tile scores what was learnt by heart. A group here is all the tiles of one ground, mosaics being 5 km wide and their
 tiles neighbours; ``by="tile"`` lets neighbours part and keeps only twins together.
-Groups are dealt out one by one, those with rare classes first, each to the fold that has least of what it brings
-(after Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", 2011). Rejected: shuffling until
-it looks even, which loses a class of two tiles in most draws.
+Groups are dealt out as `satseg.learning.training.folds` does for any scenes, rare classes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from satseg.errors import LabelError, UsageError
+from satseg.learning.training.folds import deal
 from satseg.tasks.dstl.facts import ground_of, tile_ground_of
 
 By: TypeAlias = Literal["region", "tile"]
@@ -64,7 +63,7 @@ def kfold(areas: Mapping[str, ArrayLike], *, folds: int = 5, seed: int = 0, by: 
     names = sorted(groups)
     present = np.array([np.any([np.asarray(areas[i]) > 0 for i in groups[name]], axis=0) for name in names])
     sizes = np.array([len(groups[name]) for name in names])
-    fold_of = _deal(present, sizes, folds, seed)
+    fold_of = deal(present, sizes, folds=folds, seed=seed)
     held = [tuple(sorted(i for name, own in zip(names, fold_of, strict=True) if own == fold for i in groups[name]))
             for fold in range(folds)]  # fmt: skip
     everything = sorted(areas)
@@ -100,25 +99,3 @@ def _ground(by: By) -> Callable[[str], str]:
     if by not in GROUNDS:
         raise UsageError(f"ground is told apart by {' or '.join(GROUNDS)}, not {by!r}", code="E-USE-307")
     return GROUNDS[by]
-
-
-def _deal(present: NDArray[np.bool_], sizes: NDArray[np.int64], folds: int, seed: int) -> Sequence[int]:
-    """Return the fold of each group, from what classes (G, K) and how many tiles (G,) it has."""
-    rarity = np.where(present.any(axis=0), 1 / np.maximum(present.sum(axis=0), 1), 0.0)
-    brings = np.column_stack([present * rarity, sizes / sizes.sum()])
-    rng = np.random.default_rng(seed)
-    ties = rng.permutation(len(present))
-    order = sorted(range(len(present)), key=lambda group: (-float(brings[group].sum()), int(ties[group])))
-    fold_of = np.full(len(present), -1)
-    held = np.zeros((folds, brings.shape[1]))
-    turn = rng.permutation(folds)
-    for place, group in enumerate(order):
-        # What the fold already has of the classes that come, rare ones weighing most; then its size.
-        cost = held[:, :-1] @ brings[group, :-1] + brings.shape[1] * held[:, -1] * brings[group, -1]
-        empty = held[:, -1] == 0
-        if empty.sum() == len(order) - place:
-            cost[~empty] = np.inf  # as many folds wait as groups are left
-        fold = int(turn[int(np.argmin(cost[turn]))])
-        fold_of[group] = fold
-        held[fold] += brings[group]
-    return [int(fold) for fold in fold_of]
