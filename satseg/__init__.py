@@ -52,9 +52,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan",
-    "train_folds", "stack", "load_model", "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "index", "score", "Report",
-    "SatsegError",
+    "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "train_folds",
+    "stack", "load_model", "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "index",
+    "score", "Report", "SatsegError",
 ]
 
 

@@ -66,13 +66,13 @@ class StackReport:
 
     def table(self) -> str:
         """Return weights and Jaccards as text, a row for each class."""
-        heads = ("class", *self.families, "mean", "stacked", "threshold", "used", *(f"w {name}" for name in self.families))
-        rows = [(*heads, "bias")]
+        weights = (f"w {name}" for name in self.families)
+        rows = [("class", *self.families, "mean", "stacked", "threshold", "used", *weights, "bias")]
         for item in self.classes:
             scores = map(ratio, (*item.alone, item.mean, item.stacked))
-            weights = (f"{value:.2f}" for value in (*item.weights, item.bias))
             used = "stacked" if item.is_stacked else "mean"
-            rows.append((item.name, *scores, f"{item.threshold:.2f}", used, *weights))
+            terms = (f"{value:.2f}" for value in (*item.weights, item.bias))
+            rows.append((item.name, *scores, f"{item.threshold:.2f}", used, *terms))
         columns = zip(*((*item.alone, item.mean, item.stacked) for item in self.classes), strict=True)
         means = [ratio(mean_of(column)) for column in columns]
         rows.append(("mean", *means, *[""] * (3 + len(self.families))))
@@ -187,10 +187,10 @@ def _file(group: Families, report: StackReport, output: PathLike) -> EnsembleFil
         for model in family.models
     ]
     counts = [len(family.models) for family in group.reports]
-    stackers = {
-        item.name: ClassStacker(weights=tuple(np.repeat(np.divide(item.weights, counts), counts).tolist()), bias=item.bias)
-        for item in report.classes
-        if item.is_stacked
-    }
+    stackers = {}
+    for item in report.classes:
+        if item.is_stacked:
+            spread = np.repeat(np.divide(item.weights, counts), counts)
+            stackers[item.name] = ClassStacker(weights=tuple(spread.tolist()), bias=item.bias)
     thresholds = {item.name: item.threshold for item in report.classes}
     return EnsembleFile.of(members, beside=output, thresholds=thresholds, stacker=stackers)

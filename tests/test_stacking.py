@@ -135,7 +135,7 @@ def test_a_class_that_is_nowhere_keeps_the_mean(tmp_path):
 
 
 def test_families_that_do_not_fit_are_refused(two, tmp_path):
-    first, second = world()
+    second = world()[1]
     scenes = {f"other{name}": pair for name, pair in second.items()}
     moved = {name: (s, 1 - t.clip(0, 1)) for name, (s, t) in second.items()}
     folds = dict.fromkeys(("s0", "s1"), 1) | dict.fromkeys(("s2", "s3"), 2)

@@ -14,7 +14,9 @@ from satseg.cli.common import json_option, output_option, overwrite_option, prin
 @json_option
 @overwrite_option
 @click.pass_context
-def command(ctx: click.Context, folders: tuple[str, ...], output: str, seed: int, as_json: bool, overwrite: bool) -> None:
+def command(
+    ctx: click.Context, folders: tuple[str, ...], output: str, seed: int, as_json: bool, overwrite: bool
+) -> None:
     """Weigh the families in FOLDERs, each of `satseg train --folds`, class by class; write an ensemble (.toml).
 
     All are of the same scenes, labels, classes and folds. The table tells the Jaccard of each family alone, of their

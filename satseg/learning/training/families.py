@@ -1,4 +1,4 @@
-"""Several families of K-fold models over the same scenes: their out-of-fold scores pixel by pixel, and a sample of them.
+"""Several families of K-fold models over the same scenes: their out-of-fold scores by pixel, and a sample of them.
 
 Read in strips, so that memory follows neither the scenes nor their number. Each class has a sample of its own, about
 as many pixels of it as others, for a class may cover a ten-thousandth of the ground; each pixel knows how many it
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from satseg.documents import PathLike
 from satseg.errors import InputError, UsageError
-from satseg.imagery.scene import Scene, open_scene
+from satseg.imagery.scene import open_scene
 from satseg.learning.training.fold_report import FoldReport, FoldScene
-from satseg.learning.training.out_of_fold import UNKNOWN, strips
+from satseg.learning.training.out_of_fold import strips
 
 PIXELS = 50_000
 """Of a class, and as many of others, in its sample at most, about: the fit has a handful of weights."""
 LOWEST, HIGHEST = -15.0, float(np.log(2.0**12 - 1))
-"""Logits that scores in float16 tell apart: from 3e-7 up, but only to 1 - 2**-12, from where on they are rounded to 1."""
+"""Logits that scores in float16 tell apart: of 3e-7, and of 1 - 2**-12, from where on they are rounded to 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """Pixels of one class: logits (n, M), whether they are of it (n,), how many each stands for (n,), their fold (n,)."""
+    """Pixels for one class: logits (n, M), whether they are of it, how many each stands for, and their fold, (n,)."""
 
     logits: NDArray[np.float32]
     truth: NDArray[np.bool_]
@@ -95,7 +95,7 @@ class Families:
         Raises
         ------
         InputError
-            A raster is missing, or two families have a scene on other pixels (E-STK-006) or with other labels (E-STK-007).
+            A raster is missing, or families have a scene on other pixels (E-STK-006) or with other labels (E-STK-007).
         """
         for number, scene in enumerate(self.reports[0].scenes):
             yield from self._strips_of(number, scene, scored=scored)

@@ -45,7 +45,7 @@ class FoldScene(Document):
 
 
 class PooledScore(Document):
-    """A class over all scenes: its threshold, pixels counted there, and Jaccard (None: it is nowhere); in each fold too."""
+    """A class over all scenes: its threshold, pixels counted there, and Jaccard (None: it is nowhere), by fold too."""
 
     name: str
     threshold: float
@@ -123,11 +123,12 @@ def ratio(value: float | None) -> str:
 
 def aligned(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as text, the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for name, *cells in rows:
+        placed = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append("  ".join([name.ljust(first), *placed]).rstrip())
+    return "\n".join(lines)
 
 
 def _first_line(error: Exception) -> str:

@@ -93,7 +93,7 @@ def deal_scenes(grounds: Sequence[Ground], groups: Sequence[str | None], *, fold
     if not 2 <= folds <= len(kinds):
         raise UsageError(
             f"{folds} folds of {len(kinds)} group{'s' * (len(kinds) != 1)} of scenes ({len(grounds)} in all)",
-            hint="give 2 folds or more, and no more than there are groups; of one scene, cut parts as scenes of their own",
+            hint="give from 2 folds to as many as groups; of one scene, cut parts as scenes of their own",
             code="E-TRN-020",
         )
     counts = np.array([[len(polygons) for polygons in ground.labels.geometries] for ground in grounds])

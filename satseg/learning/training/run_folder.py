@@ -43,7 +43,7 @@ def told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
 
 
 def check_run(folder: Path, run: str, *, resume: bool, overwrite: bool, option: str = "--run-dir") -> None:
-    """Raise when `folder`, given by `option`, holds another run than the one noted in `run`, or cannot be this one's."""
+    """Raise when `folder`, given by `option`, holds another run than that noted in `run`, or cannot be this one's."""
     note = folder / "run.toml"
     with os_errors_as_output_errors(folder):
         if folder.exists() and not folder.is_dir():

@@ -55,18 +55,19 @@ class _Problem:
 
     def cost(self, at: Floats) -> float:
         """The loss and what the pull adds."""
-        return self.loss(at) + self.pull / 2 * float(((at[:-1] - self._even) ** 2).sum())
+        return self.loss(at) + self.pull / 2 * float(((at[:-1] - self.even) ** 2).sum())
 
     @property
-    def _even(self) -> float:
-        return 1 / (self.inputs.shape[1] - 1)
+    def even(self) -> float:
+        """The weight of each member where all have the same."""
+        return 1.0 / float(self.inputs.shape[1] - 1)
 
     def slope(self, at: Floats) -> tuple[Floats, Floats]:
         """Gradient and Hessian of the cost."""
         off = np.exp(-np.logaddexp(0.0, self.signs * (self.inputs @ at)))  # how wrong: 1 - score of what is true
         gradient = self.inputs.T @ (-self.share * self.signs * off)
         hessian = (self.inputs * (self.share * off * (1 - off))[:, None]).T @ self.inputs
-        gradient[:-1] += self.pull * (at[:-1] - self._even)
+        gradient[:-1] += self.pull * (at[:-1] - self.even)
         hessian[np.diag_indices(len(at) - 1)] += self.pull
         return gradient, hessian
 
@@ -144,9 +145,9 @@ def _lowest(problem: _Problem, start: Floats) -> Floats:
 
 
 def _shortened(problem: _Problem, at: Floats, step: Floats, cost: float) -> Floats | None:
-    """The first of `at` + `step`, half of it and so on, weights kept from below 0, that costs less; None if none does."""
+    """The first of `at` + `step`, half of it and so on, weights kept from below 0, that costs less; None: none."""
     for halving in range(40):
-        tried = at + step / 2**halving
+        tried: Floats = at + step / 2.0**halving
         tried[:-1] = tried[:-1].clip(min=0.0)
         if problem.cost(tried) < cost:
             return tried
