@@ -144,7 +144,7 @@ def _ready(data: Sequence[LabelledPair], groups: Sequence[str | None] | None, ru
     run = run if start is None else start.options(run)
     items = tuple(data or run.data.scenes)
     named = _groups(items, groups)
-    pairs = tuple(open_pairs(items, run))
+    pairs = tuple(open_pairs(items, run, () if start is None else start.card.indices))
     if start is not None:
         _tell_seen(start, pairs)
     agreed = agree(pairs, (), run)
