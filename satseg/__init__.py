@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from satseg.errors import SatsegError
+    from satseg.fitting import refit
     from satseg.folds import train_folds
     from satseg.grid import Grid
     from satseg.imagery.indexing import index
@@ -43,6 +44,7 @@ _HOMES = {
     "detect": "satseg.pipeline",
     "detect_to_file": "satseg.pipeline",
     "predict": "satseg.pipeline",
+    "refit": "satseg.fitting",
     "polygonize": "satseg.vector.polygonize",
     "rasterize": "satseg.imagery.labels",
     "index": "satseg.imagery.indexing",
@@ -53,7 +55,7 @@ _HOMES = {
 
 __all__ = [
     "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "train_folds",
-    "stack", "load_model", "Model", "detect", "detect_to_file", "predict", "polygonize", "rasterize", "index",
+    "stack", "load_model", "Model", "detect", "detect_to_file", "predict", "refit", "polygonize", "rasterize", "index",
     "score", "Report", "SatsegError",
 ]
 

@@ -100,6 +100,10 @@ def train(
     with run_folder(ready.place, ready.note, resume=resume, leads=leads) as folder:
         outcome = fit_on_devices(learner, prepared, folder=folder, resume=resume, progress=progress)
         model = finished_model(learner, prepared, run, outcome, ready.start)
+        if run.train.fit_rules:
+            from satseg.fitting import fitted_on
+
+            model = fitted_on(model, prepared.validation)
         if output is not None and leads:
             model.save(output, overwrite=overwrite or resume)
         if ready.place is not None and leads:
@@ -316,7 +320,8 @@ def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _check_model_name(path: PathLike) -> None:
+def check_model_name(path: PathLike) -> None:
+    """Raise UsageError unless `path` is a name for a model file."""
     if Path(path).suffix.lower() != ".safetensors":
         raise UsageError(
             f"{os.fspath(path)}: models are written as .safetensors only", hint="end the name so", code="E-USE-022"
@@ -360,7 +365,7 @@ def _ready_to_train(
     pairs = open_pairs(data or run.data.scenes, run, known)
     valid_pairs = open_pairs(valid_data or run.data.valid_scenes, run, known)
     if output is not None:
-        _check_model_name(output)
+        check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
     place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
     if start is not None:

@@ -199,6 +199,7 @@ class TrainOptions(BaseModel):
         None, ge=2, description="models to train, each validated on a part of the scenes that the others learn from"
     )
     valid_share: float = Field(0.1, gt=0, lt=0.6, description="area held for validation in a blocked split")
+    fit_rules: bool = Field(False, description="fit least sizes, buffer and simplification on validation too")
     augmented: bool = Field(True, description="false: chips as they are, whatever [augment] says")
     workers: int = Field(0, ge=0, description="loader processes; on few cores they cost more than they bring")
     cache_mb: int = Field(1024, ge=16, description="decoded blocks kept per process")

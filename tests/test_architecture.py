@@ -19,7 +19,7 @@ FLOORS = [
     {"scoring", "synthetic"},
     {"learning"},
     {"tasks"},
-    {"pipeline", "demo", "folds", "stacking"},
+    {"pipeline", "fitting", "demo", "folds", "stacking"},
     {"cli", "__main__"},
 ]
 LEARNING = {"networks": {"networks"}, "training": {"networks", "training"}, "detection": {"networks", "detection"}}

@@ -30,6 +30,7 @@ COMMANDS = {
     "index": "Compute spectral indices such as NDVI; write a raster.",
     "train": "Learn classes from scenes and labels; write a model file.",
     "stack": "Weigh families of models trained in folds; write an ensemble.",
+    "refit": "Fit thresholds and rules of a model anew; write a model file.",
     "detect": "Find what a model knows in scenes; write polygons.",
     "polygonize": "Turn a mask into polygons, exactly along its pixels.",
     "rasterize": "Turn polygons into a mask on a scene's grid.",

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 @click.option(
     "--unlabelled", type=click.Choice(["background", "ignore"]), help="What ground without a label is."
 )
+@click.option(
+    "--fit-rules", is_flag=True, default=None, help="Fit least sizes, buffer and simplification on validation too."
+)
 @click.option("--seed", type=int)
 @click.option("--device", metavar="auto|cpu|cuda[:i]")
 @click.option(

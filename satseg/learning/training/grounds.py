@@ -155,7 +155,7 @@ def agree(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig)
     bands = _common_bands(everything, config.data)
     _one_unit(everything)
     names = tuple(item.name for item in classes)
-    layers = [_layer(pair, names, config.data) for pair in everything]
+    layers = [label_layer(pair, names, config.data) for pair in everything]
     gsd = _working_gsd(everything, layers, config.data)
     found = tuple(_ground(pair, layer, bands, gsd, config.data) for pair, layer in zip(everything, layers, strict=True))
     return Agreed(classes, bands, gsd, found)
@@ -291,8 +291,8 @@ def _by_number(band: str, scene: Scene) -> str:
     return scene.bands[int(band) - 1] if numbered else band
 
 
-def _layer(pair: Pair, classes: tuple[str, ...], options: DataOptions) -> LabelLayer:
-    """The labels of `pair` in the CRS of its scene, which all its resolutions have."""
+def label_layer(pair: Pair, classes: tuple[str, ...], options: DataOptions) -> LabelLayer:
+    """Return the labels of `pair` in the CRS of its scene, which all its resolutions have."""
     grid = pair.scene.grid
     return LabelLayer.build(pair.labels, grid, classes, aoi=pair.aoi, unlabelled=options.unlabelled, ignore=IGNORE)
 
