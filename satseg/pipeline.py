@@ -27,6 +27,7 @@ from satseg.learning.detection.budget import Estimate
 from satseg.learning.detection.inference import gather, working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Products, Targets
+from satseg.learning.networks.architectures import check_network
 from satseg.learning.networks.bundle import Model, load_model
 from satseg.learning.networks.forward import Wanted
 from satseg.learning.training.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
@@ -357,10 +358,7 @@ def _ready_to_train(
         run = start.options(run)
     check_devices(run.train)
     loss_of(run.train)
-    if run.model.encoder is not None:
-        from satseg.learning.networks.zoo import check_encoder
-
-        check_encoder(run.model)
+    check_network(run.model)
     known = () if start is None else start.card.indices
     pairs = open_pairs(data or run.data.scenes, run, known)
     valid_pairs = open_pairs(valid_data or run.data.valid_scenes, run, known)
@@ -373,7 +371,7 @@ def _ready_to_train(
     if place is not None and given_ranks().leads:
         check_run(place, note, resume=resume, overwrite=overwrite)
     prepared = prepare(pairs, valid_pairs, run)
-    return _Ready(run, prepared if start is None else start.normalized(prepared), place, note, start)
+    return _Ready(run, prepared if start is None else start.normalized(prepared, run.model.inflate), place, note, start)
 
 
 def open_pairs(data: Sequence[LabelledPair], run: RunConfig, known: Sequence[IndexCard] = ()) -> list[Pair]:

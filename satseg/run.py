@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,9 @@ PathLike: TypeAlias = str | os.PathLike[str]
 FileName: TypeAlias = Annotated[str, BeforeValidator(lambda n: os.fspath(n) if isinstance(n, os.PathLike) else n)]
 STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
 DEFAULT_MINUTES = 10.0
+ZooArch: TypeAlias = Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "manet", "linknet"]
+TernausArch: TypeAlias = Literal["ternausnet11", "ternausnet16"]
+Upsampling: TypeAlias = Literal["nearest", "bilinear", "transposed"]
 
 
 class LabelledScene(BaseModel):
@@ -64,17 +67,20 @@ class DataOptions(BaseModel):
 
 
 class ModelOptions(BaseModel):
-    """`[model]`: the plain UNet, or a network on an encoder of segmentation-models-pytorch.
+    """`[model]`: the plain UNet, a TernausNet, or a network on an encoder of segmentation-models-pytorch.
 
-    See `satseg.learning.networks.unet` and `satseg.learning.networks.zoo` for what each does.
+    See `satseg.learning.networks.unet`, `ternausnet` and `zoo` there for what each does.
     """
 
     model_config = STRICT
 
-    encoder: str | None = Field(None, description="such as resnet34; the plain UNet without")
-    arch: Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "manet", "linknet"] = "unet"
+    encoder: str | None = Field(None, description="such as resnet34; the plain UNet or a TernausNet without")
+    arch: Literal[ZooArch, TernausArch] = "unet"
     weights: FileName | None = Field(None, description="of the encoder at first: a file, or a name such as imagenet")
     start: FileName | None = Field(None, description="model file to fine-tune; its options hold where none are given")
+    inflate: Literal["repeat", "wavelength"] | None = Field(
+        None, description="how weights of other bands serve: in turn (weights without it), or of the nearest wavelength"
+    )
     freeze: float = Field(0.0, ge=0, le=1, description="share of the budget in which the encoder stays as it is")
     encoder_rate: float = Field(1.0, gt=0, le=100, description="factor on the encoder's learning rate")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor from one quarter of the encoder to the one before")
@@ -91,7 +97,7 @@ class ModelOptions(BaseModel):
     stem: Literal[1, 2, 4] = 2
     norm: Literal["batch", "channel", "none"] = "batch"
     activation: Literal["relu", "elu", "silu", "gelu"] = "relu"
-    upsampling: Literal["nearest", "bilinear", "transposed"] = "nearest"
+    upsampling: Upsampling | None = Field(None, description="nearest when left out, transposed in a TernausNet")
     crop: int = Field(0, ge=0, description="pixels cut from each side of the output")
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -99,22 +105,44 @@ class ModelOptions(BaseModel):
     def _of_one_network(self) -> ModelOptions:
         if self.start and self.weights:
             raise ValueError("weights are of an encoder at the start, and start has all weights; give one of them")
+        if self.encoder and self.arch in TERNAUS_ARCHS:
+            raise ValueError(f"arch {self.arch!r} has an encoder of its own; leave encoder={self.encoder!r} out")
         if self.start and not self.encoder:
             return self  # which network it is, the model file will tell
-        names = set(type(self).model_fields) - {"encoder", "start"}
-        idle = names - OF_ENCODERS if self.encoder else OF_ENCODERS
-        moved = [name for name in sorted(idle) if getattr(self, name) != type(self).model_fields[name].default]
-        if moved and self.encoder:
-            raise ValueError(f"{', '.join(moved)}: for the plain UNet alone, not for encoder {self.encoder!r}")
-        if moved:
+        fields = type(self).model_fields
+        moved = [name for name in idle_options(self.kind) if getattr(self, name) != fields[name].default]
+        if moved and self.kind == "unet":
             raise ValueError(f"{', '.join(moved)}: for encoders alone; give one, such as encoder='resnet34'")
+        if moved:
+            given = f"encoder {self.encoder!r}" if self.encoder else f"arch {self.arch!r}"
+            raise ValueError(f"{', '.join(moved)}: for the plain UNet alone, not for {given}")
         if self.freeze and self.weights is None and self.start is None:
             raise ValueError("freeze keeps an encoder that has learnt nothing; give weights too")
+        if self.inflate and self.weights is None and self.start is None:
+            raise ValueError("inflate says how learnt weights serve other bands; give weights too")
         return self
 
+    @property
+    def kind(self) -> Kind:
+        """Which kind of network it is, as a card names it."""
+        return "smp" if self.encoder else "ternausnet" if self.arch in TERNAUS_ARCHS else "unet"
 
+
+Kind: TypeAlias = Literal["unet", "smp", "ternausnet"]
+TERNAUS_ARCHS: tuple[str, ...] = get_args(TernausArch)
 OF_ENCODERS = {"arch", "weights", "freeze", "encoder_rate", "layer_decay"}
 """Options of `[model]` that mean nothing to the plain UNet."""
+OF_ALL = {"encoder", "start", "inflate"}
+
+
+def idle_options(kind: str) -> list[str]:
+    """Names of the options of `[model]` that mean nothing to networks of `kind`, sorted."""
+    if kind == "unet":
+        return sorted(OF_ENCODERS)
+    used = OF_ALL | OF_ENCODERS | ({"upsampling"} if kind == "ternausnet" else set())
+    return sorted(ModelOptions.model_fields.keys() - used)
+
+
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 
 

@@ -6,14 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 import satseg
 from satseg.errors import ModelError, SatsegError, UsageError
-from satseg.learning.card import FileHash
+from satseg.learning.card import BandCard, FileHash
+from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.unet import UNet
 from satseg.learning.training.start import Start, plane_names
 from satseg.run import RunConfig
+from tests.factories import write_tiff
 from tests.worlds import squares
 
 FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 2, "rounds": 1, "precision": "fp32", "device": "cpu"}
@@ -185,3 +188,47 @@ def test_a_card_from_before_an_argument_of_the_network_means_what_loading_it_mea
     merged = dataclasses.replace(start, card=card).options(RunConfig())
     assert RunConfig().model.residual
     assert (merged.model.residual, merged.model.squeeze) == (False, False)
+
+
+@pytest.mark.parametrize("options", [{"stem": 2}, {"stem": 1, "crop": 3}, {"stem": 1, "residual": True}], ids=str)
+def test_first_layer_of_a_model_serves_other_bands_where_it_is_told_how(trained, options):
+    card = Start.load(trained[0]).card
+    config = dataclasses.replace(_config(card), width=6, **options)
+    card = card.model_copy(update={"separated": (), "architecture": architecture_of(old := UNet(config).eval())})
+    names = "wxyz"[: config.classes]
+    card = card.model_copy(update={"classes": tuple(card.classes[0].model_copy(update={"name": n}) for n in names)})
+    start = Start(FileHash(name="m", sha256="0" * 64), card, old.state_dict())
+    new = UNet(dataclasses.replace(config, bands=4)).eval()
+    bands = [BandCard(name=name) for name in ("nir", "pan", "red", "x")]
+    planes = plane_names(card.class_names, ())
+    start.give_weights(new, planes, bands=bands, inflate="repeat")  # pan takes that of nir, x that of nir too
+    image = torch.randn(1, 2, 32, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(new(image[:, [1, 1, 0, 1]]), old(image))
+    with pytest.raises(ModelError, match="another"):
+        start.give_weights(new, planes, bands=bands)
+    shortcut = UNet(dataclasses.replace(config, bands=6))  # as many as filters: nothing to learn on the way around
+    if options.get("stem") == 1 and config.residual:
+        with pytest.raises(ModelError, match="another"):
+            start.give_weights(shortcut, planes, bands=[BandCard(name=f"b{i}") for i in range(6)], inflate="repeat")
+
+
+def test_model_is_fine_tuned_on_bands_it_never_saw(trained, tmp_path):
+    path, (scene, labels) = trained
+    with rasterio.open(scene) as source:
+        data = source.read()
+        transform = source.transform
+    wide = write_tiff(
+        tmp_path / "w.tif", data[[1, 0, 1]], transform=transform, crs=labels.crs, descriptions=("nir", "red", "edge")
+    )
+    with pytest.raises(ModelError, match="inflate"):
+        satseg.train([(wide, labels)], start=path, bands=("edge",), **STILL)
+    model, old = satseg.train([(wide, labels)], start=path, inflate="repeat", **STILL), satseg.load_model(path)
+    assert model.bands == ("nir", "red", "edge")
+    at = [model.bands.index(name) for name in old.bands]
+    assert [model.card.normalization.offset[place] for place in at] == [*old.card.normalization.offset]
+    first, known = learnt(model)["stem.0.weight"], learnt(old)["stem.0.weight"]
+    torch.testing.assert_close(first[:, 0], known[:, 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(first[:, 1], first[:, 2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(first[:, 1] + first[:, 2], known[:, 0], atol=1e-6, rtol=0)
+    assert close(learnt(model), learnt(old), but=("stem.0.weight",))

@@ -53,7 +53,7 @@ class _Part(BaseModel):
 class Architecture(_Part):
     """A network by name, and the arguments that build it; "smp": of segmentation-models-pytorch."""
 
-    name: Literal["unet", "committee", "smp"] = "unet"
+    name: Literal["unet", "committee", "smp", "ternausnet"] = "unet"
     arguments: dict[str, bool | int | float | str]
 
 

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from satseg.errors import BandError, GridError, UsageError
 from satseg.imagery.tiling import round_up
 
+HEAD_STD = 0.01
+"""Spread of the last layer's weights at the start: small, so that training starts at the prior."""
+MOST = 4096
+"""Bands, classes: bounded so that a foreign model card cannot ask for a network without end."""
 UNBOUNDED_HALO_PX = 256
 """Widest margin tried where a reach has no end; twice a training chip, beyond which such a network saw nothing."""
 
@@ -93,6 +97,44 @@ class Network(nn.Module, ABC):
                 hint=f"pad to {fits[0]} x {fits[1]}",
                 code="E-GRID-052",
             )
+
+
+def require(holds: bool, name: str, value: object, allowed: str, *, code: str) -> None:
+    """Raise UsageError with `code` unless `holds`: the argument called `name` is not `allowed`."""
+    if not holds:
+        raise UsageError(f"{name}={value!r} is not {allowed}", code=code)
+
+
+def require_counts(config: NetworkConfig, *, code: str) -> None:
+    """Raise UsageError with `code` unless bands and classes of `config` are whole numbers from 1 to `MOST`."""
+    for name in ("bands", "classes"):
+        value = getattr(config, name)
+        holds = isinstance(value, int) and 1 <= value <= MOST
+        require(holds, name, value, f"a whole number from 1 to {MOST}", code=code)
+
+
+def he_weights(network: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw the weights of all convolutions of `network` as He et al. 2015 (arXiv 1502.01852) do; biases are 0."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def begin_at(
+    head: nn.Conv2d, prior: float | Sequence[float] | None, classes: int, generator: torch.Generator | None
+) -> None:
+    """Let the last layer give the shares `prior` at first, whatever comes; a class may have several of its planes.
+
+    So the first steps are not spent on learning that a class is rare (Lin et al. 2017, arXiv 1708.02002, 4.1); raises
+    as `log_odds`.
+    """
+    bias = log_odds(prior, classes)
+    nn.init.normal_(head.weight, std=HEAD_STD, generator=generator)
+    if head.bias is not None:
+        with torch.no_grad():
+            head.bias.copy_(bias.repeat_interleave(head.out_channels // classes))
 
 
 def log_odds(prior: float | Sequence[float] | None, classes: int) -> Tensor:

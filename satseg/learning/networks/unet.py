@@ -27,16 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from satseg.errors import UsageError
-from satseg.learning.networks.network import Network, log_odds
+from satseg.learning.networks.network import Network, begin_at, he_weights, require, require_counts
+from satseg.run import Upsampling
 
 Norm: TypeAlias = Literal["batch", "channel", "none"]
 Activation: TypeAlias = Literal["relu", "elu", "silu", "gelu"]
-Upsampling: TypeAlias = Literal["nearest", "bilinear", "transposed"]
 
 RANGES = {
-    "bands": (1, 4096),
-    "classes": (1, 4096),
     "width": (1, 2048),
     "depth": (1, 8),
     "convs_per_level": (1, 8),
@@ -45,8 +42,6 @@ RANGES = {
 }
 """Accepted values, bounded so that a foreign model card cannot ask for a network without end."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
-HEAD_STD = 0.01
-"""Spread of the last layer's weights at the start: small, so that training starts at the prior."""
 RESIDUAL_GAIN = 0.3
 """Of a block's last normalisation at the start, beside the 1 of the way around it."""
 
@@ -107,6 +102,7 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        require_counts(self, code="E-USE-050")
         for name, (lowest, highest) in RANGES.items():
             value = getattr(self, name)
             holds = isinstance(value, int) and lowest <= value <= highest
@@ -134,8 +130,7 @@ class UNetConfig:
 
 
 def _require(holds: bool, config: UNetConfig, name: str, allowed: str) -> None:
-    if not holds:
-        raise UsageError(f"UNet {name}={getattr(config, name)!r} is not {allowed}", code="E-USE-050")
+    require(holds, name, getattr(config, name), allowed, code="E-USE-050")
 
 
 SEED_2017 = UNetConfig(bands=16, classes=1, width=32, depth=5, norm="batch", activation="elu", crop=16)
@@ -200,21 +195,11 @@ class UNet(Network):
             for coarse, fine in coarse_to_fine
         )
         self.head = _head(config)
-        self._initialise(log_odds(prior, config.classes), generator)
-
-    def _initialise(self, bias: Tensor, generator: torch.Generator | None) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        he_weights(self, generator)
         for module in self.modules():
             if isinstance(module, Residual):
                 module.soften()
-        nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)
-        if self.head.bias is not None:
-            with torch.no_grad():
-                self.head.bias.copy_(bias.repeat_interleave(self.config.stem**2))
+        begin_at(self.head, prior, config.classes, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, H - 2 crop, W - 2 crop) of `x` (B, C, H, W).

@@ -3,7 +3,7 @@
 A file is read without running anything in it (safetensors, or torch's unpickler for plain tensors alone).
 A name is looked up in the hub's cache first, then on the network if that answers within two seconds:
 without it the error comes at once. Rejected: the hub's own order, which asks the network first and
-tries again for minutes before it says that there is none.
+tries again for minutes before it says that there is none. The first layer becomes one for other bands (`inflation`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from satseg.errors import DependencyError, ModelError, UsageError
 from satseg.learning.machine import optional_package
+from satseg.learning.networks.inflation import RGB, input_weights, mixed, repeated
 from satseg.run import names_file
 from satseg.specs import suggest
 
@@ -113,20 +114,29 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(found)
 
 
-def fit_encoder(encoder: nn.Module, weights: Mapping[str, Tensor], *, bands: int, source: str) -> None:
-    """Load `weights` into `encoder`, which is made for three bands, and make it one for `bands`.
-
-    Weights of three bands are repeated over the bands and scaled by 3 / bands, as the library does, so that
-    the first layer's answers keep their size; weights that are already for `bands` are taken as they are.
+def fit_encoder(
+    encoder: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    bands: int,
+    side: int,
+    source: str,
+    shares: Tensor | None = None,
+) -> None:
+    """Load `weights` into `encoder`, which takes `bands`; of three bands, their first layer becomes one for these.
 
     Parameters
     ----------
     encoder : Module
-        Of the library; changed.
+        Changed.
     weights : mapping of str to Tensor
-        Of the encoder, or of a model with the encoder's behind ``encoder.``.
+        Of the encoder, or of a model with the encoder's behind ``encoder.``; for three bands, or as many as here.
+    side : int
+        Height and width of an image that the encoder takes.
     source : str
         What the weights are called in messages.
+    shares : Tensor (bands, 3), optional
+        What each band takes of the filters of three; `inflation.repeated` when left out.
 
     Raises
     ------
@@ -135,14 +145,11 @@ def fit_encoder(encoder: nn.Module, weights: Mapping[str, Tensor], *, bands: int
     """
     inner = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     given = inner or dict(weights)
+    shares = repeated(bands, len(RGB)) if shares is None else shares
+    for name in input_weights(encoder, bands=bands, side=side):
+        if name in given and given[name].ndim == 4 and given[name].shape[1] == len(RGB):
+            given[name] = mixed(given[name], shares)
     faults = _faults(given, encoder)
-    if not faults:
-        _load(encoder, given)
-    encoder.set_in_channels(bands, pretrained=not faults)  # type: ignore[operator]  # a method of the library's encoders
-    if faults and bands != 3:
-        faults = min(faults, _faults(given, encoder), key=len)
-        if not faults:
-            _load(encoder, given)
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ModelError(
@@ -150,6 +157,8 @@ def fit_encoder(encoder: nn.Module, weights: Mapping[str, Tensor], *, bands: int
             hint="give weights of the same encoder, for 3 bands or as many as here",
             code="E-MOD-021",
         )
+    own = encoder.state_dict()
+    nn.Module.load_state_dict(encoder, {name: given.get(name, value) for name, value in own.items()})
 
 
 def _faults(given: Mapping[str, Tensor], encoder: nn.Module) -> list[str]:
@@ -161,11 +170,6 @@ def _faults(given: Mapping[str, Tensor], encoder: nn.Module) -> list[str]:
     ]
     extra = [name for name in given if name not in wanted and not name.startswith(CLASSIFIERS)]
     return faults + [f"{name} is unknown" for name in extra]
-
-
-def _load(encoder: nn.Module, given: Mapping[str, Tensor]) -> None:
-    own = encoder.state_dict()
-    nn.Module.load_state_dict(encoder, {name: given.get(name, value) for name, value in own.items()})
 
 
 def _fetched(what: str, repo_id: str, revision: str) -> Path:

@@ -28,9 +28,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from satseg.errors import InputError
 from satseg.imagery.normalization import Normalization
 from satseg.learning.machine import precision_for, threads_for
+from satseg.learning.networks.encoders import hold_encoder, parameter_groups
 from satseg.learning.networks.forward import Standardize
 from satseg.learning.networks.network import Network
-from satseg.learning.networks.zoo import hold_encoder, parameter_groups
 from satseg.learning.training.augment import augment, step_generator
 from satseg.learning.training.checkpoints import (
     BEST,

@@ -48,16 +48,17 @@ def build_learner(prepared: Prepared, run: RunConfig, start: Start | None = None
     ------
     UsageError
         A model option is out of range, or the device is not here.
-    ModelError, DependencyError
-        As `zoo.ZooNet`, for a network with an encoder; as `Start.give_weights`.
+    BandError, ModelError, DependencyError
+        As `architectures.new_network` and `Start.give_weights`.
     """
     device = resolve_device(run.train.device)
     model = run.model
-    if model.members is None and model.encoder is None:
+    if model.members is None and model.kind == "unet":
         model = model.model_copy(update={"members": members_for(run.train, device)})
+    cards = _band_cards(prepared.bands, run.data.sensor, prepared.grounds[0].scene)
     network = new_network(
         model, bands=len(prepared.bands), classes=len(prepared.classes) + len(prepared.separated), prior=RARE,
-        generator=step_generator(run.train.seed, 0),
+        generator=step_generator(run.train.seed, 0), cards=cards,
     )  # fmt: skip
     smallest, stride = max(run.train.chip, 2 * network.crop + 1), network.stride
     if run.train.chip < smallest or run.train.chip % stride:
@@ -72,7 +73,7 @@ def build_learner(prepared: Prepared, run: RunConfig, start: Start | None = None
         )
     names = tuple(item.name for item in prepared.classes)
     if start is not None:
-        start.give_weights(network, plane_names(names, prepared.separated))
+        start.give_weights(network, plane_names(names, prepared.separated), bands=cards, inflate=run.model.inflate)
     return Learner(network, prepared.normalization, run, classes=names, device=device)
 
 

@@ -7,9 +7,13 @@ layer, those of classes known by name, while the others start anew. The model's 
 for its weights were learnt behind it, unless a band's mean lies beyond what it clips: then the data are in other
 units, and are measured.
 
+Other bands are refused unless the run is told how the model's first layer serves them (`[model] inflate`): a band of
+the same name keeps its filter, others take those of the nearest wavelength or the model's in turn (`inflation`). The
+bands are those of the scene then, and what is new among them is measured. Rejected: doing so unasked, for a run with
+bands that the model never saw is better told so.
+
 Fine-tuning is no repetition: it begins where the model ended. To repeat a training, run the ``run.toml`` in its
-folder again; on one machine, with a budget in steps, it gives equal weights. Rejected: inflating or dropping
-input filters for other bands, for a run with bands that the model never saw is better told so.
+folder again; on one machine, with a budget in steps, it gives equal weights.
 """
 
 from __future__ import annotations
@@ -23,13 +27,16 @@ from typing import Any
 from torch import Tensor
 
 from satseg.errors import ModelError, UsageError
-from satseg.learning.card import FileHash, ModelCard
+from satseg.imagery.normalization import Normalization
+from satseg.imagery.tiling import round_up
+from satseg.learning.card import BandCard, FileHash, ModelCard
 from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.bundle import load_bundle
+from satseg.learning.networks.inflation import by_name, input_weights, mixed
 from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNetConfig
 from satseg.learning.training.grounds import PathLike, Prepared
-from satseg.run import OF_ENCODERS, SECTIONS, RunConfig
+from satseg.run import OF_ENCODERS, SECTIONS, RunConfig, idle_options
 
 log = logging.getLogger(__name__)
 
@@ -59,29 +66,32 @@ class Start:
         known = _options_of(self.card)
         if "loss" in given:
             known["train"].pop("loss_params", None)  # they are of the other loss
+        if "inflate" in given:
+            known["data"].pop("bands")
         merged = RunConfig.from_options(given, base=RunConfig.from_overrides((), known))
-        idle = sorted(name for name in OF_ENCODERS & given.keys() if merged.model.encoder is None)
+        idle = sorted(OF_ENCODERS & given.keys()) if merged.model.kind == "unet" else []
         if idle:
             raise UsageError(
                 f"{', '.join(idle)}: for encoders alone, and {self.file.name} is a plain UNet", code="E-USE-059"
             )
         return merged
 
-    def normalized(self, prepared: Prepared) -> Prepared:
-        """`prepared` with the model's normalisation, unless a band's mean lies beyond what that clips.
+    def normalized(self, prepared: Prepared, inflate: str | None = None) -> Prepared:
+        """`prepared` with the model's normalisation of bands it knows, unless a mean lies beyond what that clips.
 
         Raises
         ------
         ModelError
-            The bands are not those of the model (E-MOD-030).
+            The bands are not those of the model, and the run is not told how it serves them (E-MOD-030).
         """
-        if prepared.bands != self.card.band_names:
+        if prepared.bands != self.card.band_names and inflate is None:
             raise ModelError(
                 f"{self.file.name} has bands {self.card.band_names}, the run {prepared.bands}",
-                hint="give no bands, to take those of the model, or train without --from",
+                hint="give no bands, to take those of the model, or inflate='wavelength' or 'repeat'",
                 code="E-MOD-030",
             )
-        own, found = self.card.normalization, prepared.normalization
+        found = prepared.normalization
+        own = _with_those_of(self.card.normalization, found)
         beyond = [
             name
             for name, mean, low, high in zip(found.names, found.offset, own.low, own.high, strict=True)
@@ -92,28 +102,45 @@ class Start:
             return prepared
         return replace(prepared, normalization=own)
 
-    def give_weights(self, network: Network, planes: Sequence[str]) -> None:
+    def give_weights(
+        self, network: Network, planes: Sequence[str], *, bands: Sequence[BandCard] = (), inflate: str | None = None
+    ) -> None:
         """Put the model's weights into `network`, whose output has `planes`, named as `plane_names` does.
+
+        Parameters
+        ----------
+        bands : sequence of BandCard
+            Of the network's input; where they are not the model's, `inflate` says how its first layer serves them.
 
         Raises
         ------
         ModelError
             The network is of another kind or size (E-MOD-031).
+        BandError
+            As `inflation.by_name`.
         """
-        weights = network.state_dict()
+        weights, there = network.state_dict(), self.weights
+        if inflate is not None and tuple(band.name for band in bands) != self.card.band_names:
+            there = self._for_bands(network, bands, inflate)
         inner = {name for name in weights if not HEAD.match(name)}
-        same = {name for name in inner & self.weights.keys() if weights[name].shape == self.weights[name].shape}
-        heads = weights.keys() - inner
-        if same != inner or heads != {name for name in self.weights if HEAD.match(name)}:
+        same = {name for name in inner & there.keys() if weights[name].shape == there[name].shape}
+        if same != inner or weights.keys() != there.keys():
             raise self._misfit(network)
-        taken = {name: self.weights[name] for name in inner}
+        taken = {name: there[name] for name in inner}
         theirs = plane_names(self.card.class_names, self.card.separated)
-        for name in heads:
-            taken[name] = _rows_by_name(weights[name], planes, self.weights[name], theirs)
+        for name in weights.keys() - inner:
+            taken[name] = _rows_by_name(weights[name], planes, there[name], theirs)
         network.load_state_dict(taken)
         new = [name for name in planes if name not in theirs]
         if new:
             log.warning("%s does not know %s: their part of the last layer starts anew", self.file.name, ", ".join(new))
+
+    def _for_bands(self, network: Network, bands: Sequence[BandCard], inflate: str) -> dict[str, Tensor]:
+        """The model's weights, those that take its bands made for `bands`, as `network` has them."""
+        shares = by_name(bands, self.card.bands, inflate)
+        first = input_weights(network, bands=len(bands), side=round_up(2 * network.crop + 1, network.stride))
+        fit = [name for name in first if name in self.weights and self.weights[name].ndim == 4]
+        return {**self.weights, **{name: mixed(self.weights[name], shares) for name in fit}}
 
     def _misfit(self, network: Network) -> ModelError:
         here, there = architecture_of(network), self.card.architecture
@@ -128,6 +155,16 @@ class Start:
             hint="leave options of the network out, to take those of the model",
             code="E-MOD-031",
         )
+
+
+def _with_those_of(known: Normalization, found: Normalization) -> Normalization:
+    """`found`, but for the bands that are in `known` too, which are as there."""
+    places = {name: place for place, name in enumerate(known.names)}
+    sides = [(known, places[name]) if name in places else (found, i) for i, name in enumerate(found.names)]
+    values = {
+        key: tuple(getattr(side, key)[place] for side, place in sides) for key in ("offset", "scale", "low", "high")
+    }
+    return Normalization(found.names, **values)
 
 
 def plane_names(classes: Sequence[str], separated: Sequence[str]) -> tuple[str, ...]:
@@ -156,8 +193,11 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
             log.warning("options %s of the model's training are not known here, and left out", ", ".join(unknown))
         content[section] = {name: v for name, v in told.items() if name in kind.model_fields and v is not None}
     content["data"].pop("index_spec", None)  # a path of another machine, told by earlier cards
-    for name in ("weights", "start", "freeze"):  # of that training's own start
+    for name in ("weights", "start", "freeze", "inflate"):  # of that training's own start
         content["model"].pop(name, None)
+    if card.architecture.name in ("smp", "ternausnet"):  # what an earlier version told of others
+        for name in idle_options(card.architecture.name):
+            content["model"].pop(name, None)
     network: dict[str, Any] = {**card.architecture.arguments}
     if card.architecture.name == "unet":  # what an earlier card does not name was as the configuration's default has it
         network = asdict(UNetConfig(**network)) | {"members": 1}
