@@ -25,16 +25,15 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.errors import LabelError
-from satseg.grid import Grid, slices
-from satseg.imagery.labels import Geometries
+from satseg.grid import Grid
 from satseg.learning.training.augment import draw_turn
 from satseg.learning.training.chips import READ_PX
-from satseg.learning.training.occupancy import Occupancy, occupancy
+from satseg.learning.training.occupancy import occupancy
+from satseg.learning.training.places import Places, cells_of, features_of
 from satseg.learning.training.split import Ground
 from satseg.learning.training.warping import View
 from satseg.run import AugmentOptions
@@ -43,14 +42,11 @@ log = logging.getLogger(__name__)
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
-Places: TypeAlias = NDArray[np.float32]
 
 DRAWS_PER_CHIP = 100
 """Positions tried before a mostly blank chip is taken after all; rejection is rare."""
 LEAST_FREE = 0.5
 """Share of a chip that must be free of validation ground."""
-MOST_POINTS = 4096
-"""Points of a lattice that the ground around one large feature is looked at."""
 REUSE = 8.0
 """Chips' worth of pixels drawn from a stretch of ground for each of its pixels."""
 CACHE_SHARE = 0.6
@@ -116,7 +112,7 @@ class ChipSampler:
         room = math.inf if cache_bytes is None else CACHE_SHARE * cache_bytes / max(map(_pixel_bytes, self.grounds))
         self._share = min(1.0, room / area)
         self._passes_per_chip = size**2 / (REUSE * area) if self._share < 1 else 0.0
-        cells, features = _cells(maps), [one for one in _features(self.grounds, maps, size) if len(one)]
+        cells, features = cells_of(maps), [one for one in features_of(self.grounds, maps, size) if len(one)]
         sliding = [one for one in features if len(one) > LEAST_FEATURES]
         regions = _Regions(self.grounds, _region_px(room), seed, [cells, *sliding])
         self._cells = _Deck(cells, regions)
@@ -228,7 +224,7 @@ class _Regions:
 
 
 class _Deck:
-    """Places to draw from, by weight: `places` is (n, 6) of `_cells` or `_features`."""
+    """Places to draw from, by weight: `places` is (n, 6) of `cells_of` or `features_of`."""
 
     def __init__(self, places: Places, regions: _Regions) -> None:
         self._places, self._regions = places, regions
@@ -267,79 +263,3 @@ class _Deck:
 def _pick(reach: Floats, at: float) -> int:
     """Index of the place that `at` (0..1) of the weights, added up in `reach`, falls on."""
     return min(int(np.searchsorted(reach, at * reach[-1], side="right")), len(reach) - 1)
-
-
-def _cells(maps: Sequence[Occupancy]) -> Places:
-    """(n, 6) of ground, row and col of the centre, height, width and area of each free cell."""
-    found = []
-    for index, one in enumerate(maps):
-        rows, cols = np.nonzero(one.free)
-        middle = (rows + 0.5) * one.height, (cols + 0.5) * one.width
-        size = (np.full(len(rows), value) for value in (one.height, one.width, one.height * one.width))
-        found.append(np.column_stack([np.full(len(rows), index), *middle, *size]).astype(np.float32))
-    return np.concatenate(found)
-
-
-def _features(grounds: Sequence[Ground], maps: Sequence[Occupancy], size: int) -> list[Places]:
-    """Per class (n, 6) of ground, row, col, spread (twice) and weight: points in features, on trainable ground."""
-    found = []
-    for k in range(len(grounds[0].labels.classes)):
-        parts = []
-        for index, ground in enumerate(grounds):
-            points = _points_inside(_shown(ground.labels.geometries[k], ground.scene.grid), size)
-            points = points[_trainable(ground, maps[index], points)]
-            parts.append(np.column_stack([np.full(len(points), index), points]).astype(np.float32))
-        found.append(np.concatenate(parts))
-    return found
-
-
-def _trainable(ground: Ground, near: Occupancy, points: Floats) -> NDArray[np.bool_]:
-    """Which of `points` (n, row and col first) are on the scene, near ground of use and not held."""
-    rows, cols, grid = points[:, 0], points[:, 1], ground.scene.grid
-    free = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
-    free[free] = near.near(rows[free], cols[free])
-    for part in ground.closed(grid.window):
-        down, right = slices(part, grid.window)
-        free &= ~((rows >= down.start) & (rows < down.stop) & (cols >= right.start) & (cols < right.stop))
-    return free
-
-
-def _points_inside(polygons: Geometries, size: int) -> Floats:
-    """(n, 5) of row, col, spread (twice) and weight: a point in a small polygon, a lattice of chips in a large one."""
-    middle = shapely.point_on_surface(polygons)
-    spread = np.full(len(polygons), size - 2.0)
-    ones = np.column_stack([shapely.get_y(middle), shapely.get_x(middle), spread, spread, np.ones(len(polygons))])
-    large = shapely.area(polygons) > size**2
-    found = [ones[~large]]
-    for polygon, one in zip(polygons[large], ones[large], strict=True):
-        lattice = _lattice(polygon, size)
-        found.append(lattice if len(lattice) else one[None])
-    return np.concatenate(found)
-
-
-def _lattice(polygon: shapely.Geometry, size: int) -> Floats:
-    """(n, 5) as `_points_inside`: points of a lattice `size` apart that lie in `polygon`; wider in a vast one."""
-    left, top, right, bottom = polygon.bounds
-    step = max(float(size), math.sqrt((right - left) * (bottom - top) / MOST_POINTS))
-    ends = (top, bottom), (left, right)
-    rows, cols = ((np.arange(low // step, high // step + 1) + 0.5) * step for low, high in ends)
-    rows, cols = (axis.ravel() for axis in np.meshgrid(rows, cols, indexing="ij"))
-    shapely.prepare(polygon)
-    inside = shapely.contains_xy(polygon, cols, rows)
-    same = np.full(int(inside.sum()), step)
-    return np.column_stack([rows[inside], cols[inside], same - 2, same - 2, (same / size) ** 2])
-
-
-def _shown(polygons: Geometries, grid: Grid) -> Geometries:
-    """What `grid` shows of `polygons`, x and y in its columns and rows."""
-
-    def moved(xs: Floats, ys: Floats) -> tuple[Floats, Floats]:
-        rows, cols = grid.rowcol(xs=xs, ys=ys)
-        return cols, rows
-
-    shown: Geometries = shapely.transform(polygons, moved, interleaved=False)
-    left, top, right, bottom = shapely.bounds(shown).T
-    beyond = (left < 0) | (top < 0) | (right > grid.width) | (bottom > grid.height)
-    if beyond.any():
-        shown[beyond] = shapely.clip_by_rect(shown[beyond], 0, 0, grid.width, grid.height)
-    return np.asarray(shown[shapely.area(shown) > 0], object)
