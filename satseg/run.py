@@ -223,6 +223,7 @@ class TrainOptions(BaseModel):
     boundary: float = Field(0.0, ge=0, le=100, description="pixels near a class's border count 1 + this many times")
     smoothing: float = Field(0.0, ge=0, lt=1, description="labels moved towards 1/2, in the cross-entropy alone")
     balance: float = Field(0.5, ge=0, le=1, description="share of chips placed around a feature of a random class")
+    hard: float = Field(0.0, ge=0, le=1, description="share of the other chips placed by where errors were")
     folds: int | None = Field(
         None, ge=2, description="models to train, each validated on a part of the scenes that the others learn from"
     )

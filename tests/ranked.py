@@ -48,6 +48,10 @@ class Watched(Learner):
 
     def on_train_end(self):
         said = {"weights": digest(self.network.state_dict().values()), "skipped": self.skipped}
+        if self.hardness is not None:
+            state = self.hardness.state()
+            said |= {"hard": digest(state[name] for name in ("weights", "errors", "seen"))}
+            said |= {"uneven": bool((state["weights"] != 1).any())}
         self.note("ends", str(self.global_rank), said)
 
     def note(self, kind: str, key: str, said: object) -> None:

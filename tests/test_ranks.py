@@ -26,7 +26,7 @@ from tests.ranked import KILL, NOTES, POISON, Endless, Watched, notes, same_weig
 from tests.worlds import squares
 
 OPTIONS = {
-    "steps": 6, "rounds": 3, "chip": 32, "width": 4, "depth": 2, "stem": 1, "precision": "fp32", "device": "cpu",
+    "steps": 6, "rounds": 2, "chip": 32, "width": 4, "depth": 2, "stem": 1, "precision": "fp32", "device": "cpu",
 }  # fmt: skip
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_JOB_NAME",
              "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")  # fmt: skip
@@ -63,10 +63,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(watched, data, tmp_path_factory):
-    """What two ranks noted, the model they made, what they told, and where; rank 1 had a loss of NaN at step 4."""
+    """What two ranks noted, the model they made, what they told, and where; rank 1 had a loss of NaN at step 4.
+
+    In their second round, from step 3 on, chips go to hard ground.
+    """
     folder, told = tmp_path_factory.mktemp("pair"), []
     model = watched(
-        folder, data, {POISON: "1:4"}, devices=2, batch=4, output=folder / "m.safetensors",
+        folder, data, {POISON: "1:4"}, devices=2, batch=4, hard=0.6, output=folder / "m.safetensors",
         progress=lambda stage, done, total, note: told.append((stage, done, note)),
     )  # fmt: skip
     return folder, model, told
@@ -75,11 +78,12 @@ def pair(watched, data, tmp_path_factory):
 # --- what they learn
 
 
-def test_ranks_end_with_the_same_weights(pair):
+def test_ranks_end_with_the_same_weights_and_the_same_map_of_hard_ground(pair):
     folder, _, _ = pair
     ends = notes(folder, "ends")
     assert list(ends) == ["0", "1"]
     assert ends["0"] == ends["1"]
+    assert ends["0"]["uneven"]
 
 
 def test_a_batch_without_a_loss_on_one_rank_is_skipped_by_all(pair):
@@ -118,7 +122,7 @@ def test_one_rank_writes_and_one_process_tells(pair):
     assert names == ["best.ckpt", "hparams.yaml", "last.ckpt", "metrics.csv", "report.html", "run.toml"]
     shares = [done for stage, done, _ in told if stage == "train"]
     assert sorted({*shares}) == pytest.approx([step / 6 for step in range(1, 7)])
-    assert len(shares) == 6 + 3  # steps and validations
+    assert len(shares) == 6 + 2  # steps and validations
     assert model.card.training.steps == 6
 
 
@@ -128,16 +132,16 @@ def test_one_rank_writes_and_one_process_tells(pair):
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_the_run_resumes_into_what_it_would_have_been(pair, watched, data, tmp_path):
     _, whole, _ = pair
-    call = {"devices": 2, "batch": 4, "output": tmp_path / "m.safetensors"}
+    call = {"devices": 2, "batch": 4, "hard": 0.6, "output": tmp_path / "m.safetensors"}
     with pytest.raises(RankError, match=r"rank 1 of 2 was ended by SIGKILL; --resume") as caught:
-        watched(tmp_path, data, {KILL: "1:3"}, **call)
+        watched(tmp_path, data, {KILL: "1:4"}, **call)
     assert (caught.value.code, caught.value.exit_code) == ("E-RNK-011", 1)
     for process in notes(tmp_path, "processes").values():
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
     assert not (tmp_path / "m.safetensors").exists()
     last = torch.load(tmp_path / "m.run" / "last.ckpt", map_location="cpu", weights_only=True)
-    assert last["global_step"] == 2
+    assert last["global_step"] == 3
     resumed = watched(tmp_path, data, {POISON: "1:4"}, resume=True, **call)
     assert same_weights(resumed.network, whole.network)
 

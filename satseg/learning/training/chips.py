@@ -18,6 +18,7 @@ from rasterio.windows import Window
 
 from satseg.grid import overlap, slices
 from satseg.imagery.scene import SceneReader
+from satseg.learning.training.hardness import NOWHERE
 from satseg.learning.training.split import Ground
 from satseg.learning.training.warping import View, warp
 
@@ -36,12 +37,15 @@ class Chip:
     valid : ndarray of bool (S, S)
     target : ndarray of uint8 (K, S, S), 0 or 1: of the classes, then of cores
     labelled : ndarray of bool (S, S): where the truth is known
+    cell : int
+        Of the ground, that errors in this chip are noted for (`hardness`).
     """
 
     image: NDArray[Any]
     valid: NDArray[np.bool_]
     target: NDArray[np.uint8]
     labelled: NDArray[np.bool_]
+    cell: int = NOWHERE
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -36,6 +36,8 @@ VALID_HALO_PX = 128
 """Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """image (B, C, S, S) float32, valid (B, 1, S, S) bool, target (B, K, S, S) uint8, labelled (B, 1, S, S) bool."""
+PlacedBatch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""`Batch`, and the cell of the ground of each chip (B,) int64."""
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ class Chips(Dataset[Chip]):
             chip = self._readers[index].view(view, size=self.sampler.size)
             if chip.labelled.any():
                 break
-        return chip
+        return replace(chip, cell=self.sampler.cell(index, view))
 
 
 class Readers:
@@ -179,21 +181,29 @@ def stack_chips(chips: Sequence[Chip]) -> Batch:
     )
 
 
-def training_batches(
-    prepared: Prepared, options: TrainOptions, changes: AugmentOptions, *, budget: Budget,
-    moment: Callable[[], Moment], ranks: int = 1, learners: int = 1,
-) -> DataLoader[Chip]:
-    """Batches of chips, round after round, as `options` and `changes` say; `budget` gets to know its most steps."""
-    room = options.cache_mb * 2**20
-    sampler = ChipSampler(
-        prepared.grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes,
-        cache_bytes=room,
+def stack_placed(chips: Sequence[Chip]) -> PlacedBatch:
+    """Collate chips as `stack_chips` does, and their cells."""
+    return (*stack_chips(chips), torch.tensor([chip.cell for chip in chips]))
+
+
+def training_sampler(grounds: Sequence[Ground], options: TrainOptions, changes: AugmentOptions) -> ChipSampler:
+    """Where the chips of a run lie, as `options` and `changes` say."""
+    return ChipSampler(
+        grounds, size=options.chip, seed=options.seed, balance=options.balance, changes=changes,
+        cache_bytes=options.cache_mb * 2**20, hard=options.hard,
     )  # fmt: skip
+
+
+def training_batches(
+    sampler: ChipSampler, options: TrainOptions, *, budget: Budget, moment: Callable[[], Moment], ranks: int = 1,
+    learners: int = 1,
+) -> DataLoader[Chip]:
+    """Batches of chips, round after round, as `options` say; `budget` gets to know its most steps."""
     budget.most_steps = most_steps(options, sampler.area_px, ranks=ranks, learners=learners)
     return DataLoader(
-        Chips(sampler, cache_bytes=room),
+        Chips(sampler, cache_bytes=options.cache_mb * 2**20),
         batch_sampler=RoundSampler(budget, options.batch, moment, accumulate=options.accumulate),
-        collate_fn=stack_chips,
+        collate_fn=stack_placed,
         num_workers=options.workers,
         persistent_workers=options.workers > 0,
     )

@@ -40,10 +40,19 @@ from satseg.learning.training.checkpoints import (
     full_disks_stop_resumably,
 )
 from satseg.learning.training.curves import ThresholdCurve
-from satseg.learning.training.feed import Batch, Budget, Moment, training_batches, validation_tiles
+from satseg.learning.training.feed import (
+    Batch,
+    Budget,
+    Moment,
+    PlacedBatch,
+    training_batches,
+    training_sampler,
+    validation_tiles,
+)
 from satseg.learning.training.grounds import Prepared
+from satseg.learning.training.hardness import Hardness, wrong_pixels
 from satseg.learning.training.losses import loss_of
-from satseg.learning.training.ranks import company, given_ranks, mean_over_ranks, trainer_options
+from satseg.learning.training.ranks import company, given_ranks, mean_over_ranks, rows_of_ranks, trainer_options
 from satseg.learning.training.reporting import Reporter
 from satseg.learning.training.steps import (
     Patience,
@@ -96,15 +105,19 @@ class Learner(lightning.LightningModule):
         self.void = self.idle = False
         """Whether the batch at hand is skipped; whether all of its step have been so far."""
         self.statistics = Statistics(self.network)
+        self.resumed_round = 0
+        """Round that a resumed run goes on with: asking for the first batch, Lightning may have the one before."""
+        self.hardness: Hardness | None = None
+        """Of the ground that `fit` trains on, where chips go by it."""
 
     @property
     def judged(self) -> Network:
         """The network to validate and to keep: the one that learns, or the average of it."""
         return self.network if self.average is None else self.average
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
+    def training_step(self, batch: PlacedBatch, batch_idx: int) -> torch.Tensor | None:
         """Loss of one augmented batch; where it is not finite on some rank, all skip it, and count it."""
-        image, valid, target, labelled = batch
+        image, valid, target, labelled, cells = batch
         image = self.normalize(image, valid)
         part = self.global_step * self.options.accumulate + batch_idx % self.options.accumulate
         number = part * self.trainer.world_size + self.global_rank
@@ -121,6 +134,11 @@ class Learner(lightning.LightningModule):
             self.statistics.restore()
             return nothing(self.network) if self.trainer.world_size > 1 else None
         self.log("loss", mean, prog_bar=False)
+        if self.hardness is not None:
+            count = len(self.classes)  # what the rest predicts are cores
+            wrong = wrong_pixels(logits[:, :count], target[:, :count], labelled)
+            chips = rows_of_ranks(torch.cat([cells[:, None], wrong], dim=1))
+            self.hardness.note(chips.numpy(), whole=count * labelled[0, 0].numel())
         return loss
 
     def _agree(self, loss: float) -> float:
@@ -202,17 +220,26 @@ class Learner(lightning.LightningModule):
             take_into_average(self.average, self.network, step=self.global_step + 1, decay=self.options.ema)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time spent and what was skipped, so that a resumed run goes on with them."""
+        """Keep the time spent, what was skipped and what is hard, so that a resumed run goes on with them."""
         checkpoint["elapsed_s"], checkpoint["skipped"] = self.budget.elapsed_s, self.skipped
+        checkpoint["round"] = self.current_epoch + self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if self.hardness is not None:
+            checkpoint["hardness"] = self.hardness.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the time of the run being resumed, and what it skipped."""
+        """Count the time of the run being resumed, and what it skipped; take its errors over."""
         self.budget.resume(float(checkpoint["elapsed_s"]))
         self.skipped = int(checkpoint["skipped"])
+        self.resumed_round = int(checkpoint["round"])
+        if self.hardness is not None:
+            self.hardness.restore(checkpoint["hardness"])
 
     def moment(self) -> Moment:
-        """Where the run stands as a round begins."""
-        until = (self.current_epoch + 1) / (self.trainer.max_epochs or 1)
+        """Where the run stands as a round begins, which is when errors become the round's weights."""
+        number = max(self.current_epoch, self.resumed_round)
+        if self.hardness is not None:
+            self.hardness.begin(number)
+        until = (number + 1) / (self.trainer.max_epochs or 1)
         return Moment(self.global_step, until, self.trainer.global_rank, self.trainer.world_size)
 
 
@@ -259,10 +286,12 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
     given = given_ranks()
     checkpoint = checkpoint_to_resume(folder) if resume else None
     options = learner.options
+    sampler = training_sampler(prepared.grounds, options, learner.changes)
+    learner.hardness = sampler.hardness
     chips = training_batches(
-        prepared, options, learner.changes, budget=learner.budget, moment=learner.moment, ranks=given.count,
+        sampler, options, budget=learner.budget, moment=learner.moment, ranks=given.count,
         learners=learner.network.learners,
-    )
+    )  # fmt: skip
     tiles = validation_tiles(prepared, options, learner.network, rank=given.rank, ranks=given.count)
     if given.leads:
         _keep_metrics(folder)

@@ -84,6 +84,7 @@ class Plan:
     stride: int
     halo: int
     loss: str
+    hard: float
     device: str
     steps: int | None
     minutes: float | None
@@ -141,6 +142,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
         stride=network.stride,
         halo=network.halo,
         loss=train.loss,
+        hard=train.hard,
         device=str(learner.target),
         steps=train.steps,
         minutes=train.minutes,
@@ -295,12 +297,18 @@ def _facts(plan: Plan) -> list[str]:
         ("bands", f"{len(plan.bands)}: {', '.join(plan.bands)}"),
         ("resolution", resolution),
         ("chips", f"{plan.chip} x {plan.chip} pixels, {chips} a step: {plan.pixels_per_step:,} pixels a step"),
+        *([("hard ground", hard_text(plan))] if plan.hard else []),
         ("network", f"{plan.parameters:,} parameters, stride {plan.stride}, reach {plan.halo} pixels"),
         ("loss", plan.loss),
         ("memory", memory),
         ("budget", f"{budget} on {plan.device}; {passes:,} step{'s' * (passes != 1)} see as much as the ground has"),
     ]
     return [*map(_scene_line, plan.scenes), *(f"{name:<11} {text}" for name, text in rows)]
+
+
+def hard_text(plan: Plan) -> str:
+    """Say in a line which chips go to hard ground."""
+    return f"{percent(plan.hard)} of the chips around no feature lie where errors were, from the second round on"
 
 
 def _scene_line(scene: ScenePlan) -> str:

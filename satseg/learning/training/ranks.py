@@ -158,6 +158,16 @@ def mean_over_ranks(values: Sequence[float]) -> list[float]:
     return mean
 
 
+def rows_of_ranks(rows: torch.Tensor) -> torch.Tensor:
+    """Return `rows` (n, ...) of all ranks, one after the other and as many of each, on the CPU; of one, its own."""
+    own = rows.detach().cpu()
+    if given_ranks().count == 1:
+        return own
+    of_each = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(of_each, own)
+    return torch.cat(of_each)
+
+
 @contextmanager
 def company() -> Iterator[None]:
     """Say in one error that another rank has gone; take leave of the others at a good end.

@@ -17,7 +17,7 @@ from satseg.learning.training.examples import Example, examples, shown_side
 from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.history import History, read_history
 from satseg.learning.training.learner import Learner, Outcome
-from satseg.learning.training.plan import Plan, apart, class_rows, percent, plan_of, run_sampler
+from satseg.learning.training.plan import Plan, apart, class_rows, hard_text, percent, plan_of, run_sampler
 from satseg.learning.training.run_folder import PAGE
 from satseg.learning.training.split_map import GAP_COLOR, HELD_COLOR, MOST_SCENES, split_picture
 from satseg.output import write_text
@@ -135,6 +135,7 @@ def _facts(plan: Plan) -> str:
         "bands": f"{len(plan.bands)}: {', '.join(plan.bands)}",
         "resolution": "pixels as they are" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m",
         "chips": f"{plan.chip} x {plan.chip} pixels, {plan.batch * plan.accumulate} a step",
+        **({"hard ground": hard_text(plan)} if plan.hard else {}),
         "network": f"{plan.parameters:,} parameters, stride {plan.stride}, halo {plan.halo} pixels",
         "loss": plan.loss,
     }

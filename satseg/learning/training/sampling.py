@@ -1,6 +1,7 @@
 """Which view of which ground chip number i of a run shows: uniform, or around a feature of a class.
 
-It is a pure function of (seed, i), so that workers, ranks and resumed runs all draw the same chips. Several scenes
+It is a pure function of (seed, i), and of weights that stay for a round where some chips go to hard ground
+(`hardness`), so that workers, ranks and resumed runs all draw the same chips. Several scenes
 count by what can be learnt from them: uniform chips by trainable area (`occupancy`), chips around
 features by label area, where a feature smaller than a chip counts as one and a larger one as the chips it fills,
 spread over it. Rejected: label area alone, which would leave the cars to the car parks, and the number of features
@@ -22,7 +23,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from satseg.errors import LabelError
 from satseg.grid import Grid
 from satseg.learning.training.augment import draw_turn
 from satseg.learning.training.chips import READ_PX
+from satseg.learning.training.hardness import NOWHERE, Hardness
 from satseg.learning.training.occupancy import occupancy
 from satseg.learning.training.places import Places, cells_of, features_of
 from satseg.learning.training.split import Ground
@@ -65,7 +67,8 @@ class ChipSampler:
 
     With K classes that have a feature on trainable ground, each of them is in at least ``balance / K`` of the
     chips, however rare: these are placed so that a point of a feature of it lies inside (near the edge of a scene
-    and turned by no multiple of 90 degrees, one may lose it). The rest are uniform over trainable ground.
+    and turned by no multiple of 90 degrees, one may lose it). The rest are uniform over trainable ground, but for
+    a share `hard` of them that goes by the errors of earlier rounds from the second round on.
 
     Parameters
     ----------
@@ -79,6 +82,12 @@ class ChipSampler:
         How chips are turned and zoomed.
     cache_bytes : int, optional
         Of decoded blocks, per process: chips keep to stretches that fit. Over everything when left out.
+    hard : float, 0..1
+
+    Attributes
+    ----------
+    hardness : Hardness or None
+        What the learner is to tell of its errors; None where `hard` is 0.
 
     Raises
     ------
@@ -95,9 +104,10 @@ class ChipSampler:
         balance: float,
         changes: AugmentOptions,
         cache_bytes: int | None = None,
+        hard: float = 0.0,
     ) -> None:
         self.grounds = tuple(grounds)
-        self.size, self.seed, self.balance, self.changes = size, seed, balance, changes
+        self.size, self.seed, self.balance, self.changes, self.hard = size, seed, balance, changes, hard
         maps = [occupancy(ground, among=len(self.grounds)) for ground in self.grounds]
         self.area_px = area = sum(one.area_px for one in maps)
         empty = [g.scene.name for g, one in zip(self.grounds, maps, strict=True) if not one.free.any()]
@@ -116,6 +126,8 @@ class ChipSampler:
         sliding = [one for one in features if len(one) > LEAST_FEATURES]
         regions = _Regions(self.grounds, _region_px(room), seed, [cells, *sliding])
         self._cells = _Deck(cells, regions)
+        self.hardness = Hardness(maps, size) if hard else None
+        self._hard = None if self.hardness is None else _HardDeck(self._cells, self.hardness)
         self._features = [_Deck(one, regions) for one in features]
 
     def place(self, number: int, attempt: int = 0) -> tuple[int, View]:
@@ -123,7 +135,7 @@ class ChipSampler:
         rng = np.random.default_rng((self.seed, number, attempt) if attempt else (self.seed, number))
         near_feature = bool(self._features) and rng.random() < self.balance
         turn = View.turned(0, 0, **draw_turn(self.changes, rng))
-        deck = self._features[int(rng.integers(len(self._features)))] if near_feature else self._cells
+        deck = self._features[int(rng.integers(len(self._features)))] if near_feature else self._uniform(rng)
         axes = np.array([turn.down, turn.right] if near_feature else np.eye(2))
         height, width = (side + 2 * EDGE_PX for side in turn.extent(self.size))
         for _ in range(DRAWS_PER_CHIP):
@@ -136,6 +148,18 @@ class ChipSampler:
             if self.grounds[index].free_share(view.window(self.size)) >= LEAST_FREE:
                 break
         return index, view
+
+    def cell(self, index: int, view: View) -> int:
+        """The cell of the ground that errors in a chip count for: that of its centre; `NOWHERE` if nobody asks."""
+        if self.hardness is None:
+            return NOWHERE
+        return int(self.hardness.cells(np.array(index), np.array(view.row), np.array(view.col)))
+
+    def _uniform(self, rng: np.random.Generator) -> _Deck:
+        """The deck of a chip that goes to no feature; in the first round, whose errors nobody knows, all are alike."""
+        if self._hard is not None and self._hard.take_up() and rng.random() < self.hard:
+            return self._hard
+        return self._cells
 
 
 def _whole(grid: Grid) -> Window:
@@ -243,20 +267,64 @@ class _Deck:
         if stretch >= 1:
             place = self._places[_pick(self._reach, rng.random())]
         else:
-            at, number = math.modf(passes + stretch * rng.random())
+            at, number = math.modf(self._between(passes, passes + stretch, rng.random()))
             order, reach = self._pass(int(number))
             place = self._places[order[_pick(reach, at)]]
             within = self._regions.around(place, int(number))
         shift = (rng.uniform(-0.5, 0.5, 2) * place[3:5]) @ axes
         return int(place[0]), float(place[1] + shift[0]), float(place[2] + shift[1]), within
 
+    def _between(self, low: float, high: float, share: float) -> float:
+        """Where in its passes a draw falls, `share` of the way from `low` to `high`."""
+        return low + (high - low) * share
+
     def _pass(self, number: int) -> tuple[Integers, Floats]:
         """The order of places in a pass, region by region, and their weights added up."""
         if number not in self._passes:
             order = np.argsort(self._regions.ranks(self._places, number), kind="stable")
-            self._passes[number] = order, np.cumsum(self._places[order, 5], dtype=np.float64)
-            while len(self._passes) > 2:
-                self._passes.popitem(last=False)
+            self._keep(number, order, self._places[order, 5])
+        return self._passes[number]
+
+    def _keep(self, number: int, order: Integers, weights: NDArray[Any]) -> None:
+        self._passes[number] = order, np.cumsum(weights, dtype=np.float64)
+        while len(self._passes) > 2:
+            self._passes.popitem(last=False)
+
+
+class _HardDeck(_Deck):
+    """Uniform places by how hard the ground is; in stretches, those of the very ground that uniform chips are on."""
+
+    def __init__(self, even: _Deck, hardness: Hardness) -> None:
+        super().__init__(even._places, even._regions)
+        self._even, self._hardness, self._round = even, hardness, 0
+        self._cells = hardness.cells(*self._places[:, :3].T)
+        self._weights = self._places[:, 5].astype(np.float64)
+
+    def take_up(self) -> bool:
+        """Take up the weights of a round that has begun; return whether there are any."""
+        if self._round != self._hardness.round:
+            self._round = self._hardness.round
+            self._weights = self._places[:, 5] * self._hardness.weights[self._cells]
+            self._reach = np.cumsum(self._weights)
+            self._passes.clear()
+        return self._round > 0
+
+    def _between(self, low: float, high: float, share: float) -> float:
+        return super()._between(self._weighed(low), self._weighed(high), share)
+
+    def _weighed(self, passes: float) -> float:
+        """Passes over the weights after which this deck is where uniform places are after `passes`."""
+        at, number = math.modf(passes)
+        (_, even), (_, reach) = self._even._pass(int(number)), self._pass(int(number))
+        place = _pick(even, at)
+        before, done = (0.0, 0.0) if place == 0 else (even[place - 1], reach[place - 1])
+        part = (at * even[-1] - before) / (even[place] - before)
+        return number + float((done + part * (reach[place] - done)) / reach[-1])
+
+    def _pass(self, number: int) -> tuple[Integers, Floats]:
+        if number not in self._passes:
+            order, _ = self._even._pass(number)
+            self._keep(number, order, self._weights[order])
         return self._passes[number]
 
 
