@@ -18,8 +18,8 @@ FLOORS = [
     {"vector"},
     {"scoring", "synthetic"},
     {"learning"},
-    {"tasks"},
-    {"pipeline", "fitting", "demo", "folds", "stacking"},
+    {"pipeline", "fitting", "folds", "stacking"},
+    {"tasks", "demo"},
     {"cli", "__main__"},
 ]
 LEARNING = {"networks": {"networks"}, "training": {"networks", "training"}, "detection": {"networks", "detection"}}

@@ -20,7 +20,7 @@ from satseg.synthetic.layout import Layout, Patch, rectangle
 from satseg.synthetic.shortwave import CURVES, SWIR, SWIR_BANDS
 from satseg.synthetic.spectra import MATERIALS, mixed_reflectance
 from satseg.tasks.dstl.check import check_folder
-from satseg.tasks.dstl.facts import GEOJSON_CLASSES, GSD_M, MOVED, class_names
+from satseg.tasks.dstl.facts import GEOJSON_CLASSES, GSD_M, MOVED, SCORED, class_names
 from satseg.tasks.dstl.folder import ContestFolder
 from satseg.tasks.dstl.frame import Frame
 from satseg.tasks.dstl.generated.contest import SPOILT, generate_contest, make_tile
@@ -32,7 +32,6 @@ from satseg.tasks.dstl.generated.roster import (
     FULL_SIZE,
     LABELLED,
     MEAN_SHARES,
-    SCORED,
     TILE_M2,
     TILES_WITH,
     Rarities,

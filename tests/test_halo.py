@@ -67,3 +67,9 @@ def test_scenes_smaller_than_a_piece_and_without_valid_pixels_are_measured(tmp_p
     model.network.train()
     measure_halo(model.network, model.card.normalization, [small])
     assert model.network.training
+
+
+def test_a_network_that_cuts_off_more_than_it_reaches_needs_what_it_cuts_off(scene):
+    model = tiny_model(width=4, depth=1, crop=16)
+    assert model.network.halo < 16
+    assert measure_halo(model.network, model.card.normalization, [scene]) == 16

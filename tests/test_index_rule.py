@@ -129,6 +129,21 @@ def test_a_rule_that_is_none_and_data_without_the_class_are_refused(tmp_path, ru
     assert "a mask is of one NAME" in told.refused(2, "E-USE-000")
 
 
+def test_scenes_that_have_only_other_classes_tell_where_the_class_is_not(tmp_path):
+    data = [ground(tmp_path, 1), ground(tmp_path, 2)]
+    data[1] = (data[1][0], data[1][1].assign(class_name="meadow"))
+    values, truth = [], []
+    for scene, labels in data:
+        raster = satseg.index(scene, "ndvi")
+        values.append(raster.data[0][raster.valid])
+        wet = labels["class_name"][0] == "water"
+        burnt = LabelLayer.build(labels, scene.grid, ("water", "meadow")).burn(scene.grid)[0][0] != 0
+        truth.append((burnt & wet)[raster.valid])
+    wanted, negative = brute(-np.concatenate(values), np.concatenate(truth))
+    rule = IndexClassifier.fit("ndvi", data, class_name="water", side="below")
+    assert (rule.jaccard, rule.threshold) == (wanted, -negative)
+
+
 def test_a_scene_of_noise_has_a_threshold_too(tmp_path):
     path = write_tiff(tmp_path / "noise.tif", noise(2, 20, 33), descriptions=["red", "nir"], transform=north_up(1.0))
     labels = geopandas.GeoDataFrame(geometry=[shapely.box(500_003, 4_999_985, 500_020, 4_999_995)], crs=UTM)

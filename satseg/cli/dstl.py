@@ -8,6 +8,7 @@ import click
 
 from satseg.cli.common import json_option, output_option, overwrite_option, print_json, progress_bar, split
 from satseg.cli.dstl_generate import command as generate
+from satseg.cli.dstl_train import detect, recipes, train
 
 if TYPE_CHECKING:
     from satseg.scoring.report import EmptyRule
@@ -23,7 +24,8 @@ def command() -> None:
     """The DSTL contest (Kaggle, 2016): its folder, labels, folds, submission and score."""
 
 
-command.add_command(generate)
+for part in (generate, recipes, train, detect):
+    command.add_command(part)
 
 
 @command.command("check")

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from satseg.errors import LabelError, UsageError
 from satseg.imagery.indexing import index_scene, strips
 from satseg.imagery.indices import Scale
-from satseg.imagery.labels import LabelLayer
+from satseg.imagery.labels import CLASS_FIELD, LabelLayer
 from satseg.imagery.scene import Scene
 from satseg.imagery.writer import RasterWriter, check_raster_target
 from satseg.output import check_distinct
@@ -34,6 +34,8 @@ Side: TypeAlias = Literal["above", "below"]
 Values: TypeAlias = NDArray[np.float32]
 OUTSIDE, INSIDE, NO_DATA = 0, 1, 255
 BINS = 2**16
+IGNORED = "ignore"
+"""Class of features whose ground does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class IndexClassifier:
         """
         chosen = [index_scene(scene, index, spec=spec, bands=bands, scale=scale) for scene, _ in data]
         layers = [
-            LabelLayer.build(labels, scene.grid, (class_name,)) for scene, (_, labels) in zip(chosen, data, strict=True)
+            LabelLayer.build(labels, scene.grid, _names(labels, class_name))
+            for scene, (_, labels) in zip(chosen, data, strict=True)
         ]
         sides: tuple[Side, ...] = ("above", "below") if side is None else (side,)
         found = [(*_best(chosen, layers, below=one == "below"), one) for one in sides]
@@ -157,6 +160,12 @@ class IndexClassifier:
     def _reached(self, data: NDArray[np.floating]) -> NDArray[np.bool_]:
         values, level = data.astype(np.float32, copy=False), np.float32(self.threshold)
         return np.asarray(values >= level if self.side == "above" else values <= level)
+
+
+def _names(labels: geopandas.GeoDataFrame, first: str) -> tuple[str, ...]:
+    """Return `first` and the other classes of `labels`: a scene that has only these tells where the class is not."""
+    found = labels[CLASS_FIELD].dropna() if CLASS_FIELD in labels else ()
+    return tuple(dict.fromkeys((first, *sorted({str(name) for name in found} - {IGNORED}))))
 
 
 def _pixels(

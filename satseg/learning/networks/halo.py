@@ -55,9 +55,11 @@ def measure_halo(
     Returns
     -------
     int
-        A multiple of the network's stride, at least its crop, at most `network.halo`.
+        A multiple of the network's stride, at least its crop, at most `network.halo` if that is more.
     """
     least = round_up(network.crop, network.stride)
+    if least >= network.halo:  # it cuts off more than it reaches
+        return least
     device = next(network.parameters()).device
     normalize, training = Standardize(normalization).to(device), network.training
     network.eval()

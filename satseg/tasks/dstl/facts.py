@@ -41,6 +41,13 @@ SAME_GROUND: Mapping[str, str] = MappingProxyType({"6140": "6110", "6130": "6020
 """Regions that show the ground of another one at another time."""
 MOVED = frozenset({"6010_1_2", "6040_4_4", "6070_2_3", "6100_2_2"})
 """Tiles that went from test to train in mid-contest: still rows of the sample submission, to be left empty."""
+SCORED = (
+    "6010_3_0", "6010_4_3", "6020_0_0", "6020_1_1", "6020_2_2", "6030_1_1", "6030_1_4", "6040_4_2",
+    "6050_1_3", "6050_2_0", "6060_1_1", "6060_2_0", "6060_2_2", "6060_4_4", "6070_0_4", "6080_2_0",
+    "6080_2_2", "6090_2_0", "6090_2_1", "6090_2_3", "6100_1_0", "6100_3_3", "6110_2_0", "6120_0_4",
+    "6120_2_3", "6120_3_4", "6140_0_3", "6150_0_1", "6150_4_1", "6160_0_1", "6160_3_2", "6170_4_2",
+)  # fmt: skip
+"""The tiles of the sample submission that count; the other 393 are decoys (ternaus/kaggle_dstl_submission)."""
 SAMPLE_ROWS = 4290
 """Rows of the contest's own sample submission: 429 tiles, ten classes."""
 GEOJSON_CLASSES: Mapping[str, int] = MappingProxyType(

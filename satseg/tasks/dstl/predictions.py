@@ -85,7 +85,7 @@ class Predictions(Mapping[str, geopandas.GeoDataFrame]):
                 path=path,
             )
         shapes = layer.geometry.to_numpy()
-        if self._units != "label":
+        if self._units != "label" and len(shapes):
             frame = self._folder.tile(image_id).frame()
             self._check_size(shapes, frame, path)
             shapes = frame.moved(shapes, source=self._units, target="label")

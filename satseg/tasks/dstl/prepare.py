@@ -86,7 +86,7 @@ def prepare(
     path : path-like
         Missing or empty; appears whole or not at all.
     folds, seed, by
-        As in `kfold`.
+        As in `kfold`; 0 folds write ``all.toml`` alone.
     products : sequence of "rgb", "P", "M", "A"
         That a scene is made of; the three-band file leads in any case.
 
@@ -111,7 +111,7 @@ def prepare(
             path=folder.path,
         )  # fmt: skip
     areas = {image_id: class_areas(layer) for image_id, layer in labels.items()}
-    splits = kfold(areas, folds=folds, seed=seed, by=by)
+    splits = kfold(areas, folds=folds, seed=seed, by=by) if folds else ()
     with built_folder(place) as hidden:
         _fill(hidden, tiles, labels, wanted, progress)
         missing = _write_runs(hidden, splits, areas, wanted, seed=seed, by=by)

@@ -27,7 +27,7 @@ from satseg.output import write_text
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
 from satseg.tasks.dstl.building import built_folder
-from satseg.tasks.dstl.facts import CLASS_NUMBERS, GSD_M, MOVED, PRODUCTS, class_names
+from satseg.tasks.dstl.facts import CLASS_NUMBERS, GSD_M, MOVED, PRODUCTS, SCORED, class_names
 from satseg.tasks.dstl.folder import GEOJSON_LABELS, GRID_SIZES, SAMPLE, SIXTEEN, THREE, WKT_LABELS, file_of
 from satseg.tasks.dstl.generated.country import country_of, grown, look_of
 from satseg.tasks.dstl.generated.ground import add_traffic, later, plan_ground
@@ -37,7 +37,6 @@ from satseg.tasks.dstl.generated.roster import (
     FULL_SIZE,
     LABELLED,
     MEAN_SHARES,
-    SCORED,
     TILES_WITH,
     TileId,
     all_ids,

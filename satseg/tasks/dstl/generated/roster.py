@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from satseg.tasks.dstl.facts import GSD_M, SAME_GROUND, class_names
+from satseg.tasks.dstl.facts import GSD_M, SAME_GROUND, SCORED, class_names
 from satseg.tasks.dstl.frame import Frame, scaled
 
 MEAN_SHARES = (3.301, 0.705, 0.808, 2.999, 10.173, 27.508, 0.501, 0.168, 0.0037, 0.0152)
@@ -26,13 +26,6 @@ TILES_WITH = (12, 17, 11, 23, 25, 14, 2, 13, 8, 13)
 """How many of those 25 hold the class."""
 FULL_SIZE = (3349, 3396)
 REGIONS = tuple(range(6010, 6190, 10))
-SCORED = (
-    "6010_3_0", "6010_4_3", "6020_0_0", "6020_1_1", "6020_2_2", "6030_1_1", "6030_1_4", "6040_4_2",
-    "6050_1_3", "6050_2_0", "6060_1_1", "6060_2_0", "6060_2_2", "6060_4_4", "6070_0_4", "6080_2_0",
-    "6080_2_2", "6090_2_0", "6090_2_1", "6090_2_3", "6100_1_0", "6100_3_3", "6110_2_0", "6120_0_4",
-    "6120_2_3", "6120_3_4", "6140_0_3", "6150_0_1", "6150_4_1", "6160_0_1", "6160_3_2", "6170_4_2",
-)  # fmt: skip
-"""The tiles of the original that were scored."""
 LABELLED_KINDS = {
     "6010_1_2": "forest", "6010_2_4": "wood", "6010_4_2": "forest", "6040_0_3": "wood", "6040_1_0": "forest",
     "6040_2_3": "wood", "6040_4_4": "forest", "6060_2_3": "fields", "6070_2_3": "river", "6090_1_3": "fields",

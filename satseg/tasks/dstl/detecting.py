@@ -1,0 +1,247 @@
+"""detect_recipe(): the models of `train_recipe` on a contest's tiles, a vector file for each in metres of its frame.
+
+A recipe of one network and no index goes the way of every detection, in row bands (`satseg.pipeline.detect_to_file`).
+Several networks, and indices, meet as masks: scores of a class that several networks know are averaged, its threshold
+applied, and all classes outlined together. What is written is what `satseg dstl submit` reads.
+Rejected: outlining each network by itself and joining files, in which no class could erase another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import geopandas
+import numpy as np
+import pandas
+from numpy.typing import NDArray
+
+from satseg.errors import InputError, OutputError
+from satseg.grid import Grid
+from satseg.imagery.scene import Scene
+from satseg.learning.networks.bundle import Model, load_model
+from satseg.output import os_errors_as_output_errors
+from satseg.pipeline import detect_to_file, predict
+from satseg.progress import Progress, silent
+from satseg.raster import Raster
+from satseg.specs import ClassItem
+from satseg.tasks.dstl.facts import SCORED
+from satseg.tasks.dstl.folder import ContestFolder, Tile
+from satseg.tasks.dstl.frame import Units
+from satseg.tasks.dstl.index_parts import FittedIndex
+from satseg.tasks.dstl.recipe import Recipe, load_recipe
+from satseg.tasks.dstl.training import RECIPE, RULES, RUN
+from satseg.vector.features import empty_features, write_features
+from satseg.vector.polygonize import polygonize
+
+PathLike: TypeAlias = str | os.PathLike[str]
+SUFFIX = ".gpkg"
+UNITS: Units = "metres"
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What `train_recipe` left in a folder, loaded; made by `load_models`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    networks : mapping of name to Model
+        With the thresholds and least areas that the recipe wants.
+    rules : tuple of FittedIndex
+    items : tuple of ClassItem
+        The ten classes with those thresholds and areas.
+    """
+
+    recipe: Recipe
+    networks: Mapping[str, Model]
+    rules: tuple[FittedIndex, ...]
+    items: tuple[ClassItem, ...]
+
+    @property
+    def streams(self) -> bool:
+        """Whether a tile can be detected in row bands: one network, and nothing that it has to meet."""
+        return len(self.networks) == 1 and not self.rules
+
+
+def load_models(path: PathLike, *, device: str = "auto") -> Models:
+    """Return the models in a folder that `train_recipe` wrote.
+
+    Raises
+    ------
+    InputError
+        No such folder (E-IN-331), or a training that is not finished (E-IN-332).
+    ModelError
+        A damaged model file.
+    """
+    place = Path(path)
+    if not (place / RECIPE).is_file() or not (place / RUN).is_file():
+        raise InputError(
+            "it holds no models of a recipe", hint="give the folder that `satseg dstl train` wrote", code="E-IN-331",
+            path=path,
+        )  # fmt: skip
+    recipe = load_recipe(place / RECIPE)
+    networks = {
+        part.name: load_model(place / f"{part.name}.safetensors", device=device)
+        for part in recipe.networks
+        if (place / f"{part.name}.safetensors").is_file()
+    }
+    begun = [part.name for part in recipe.networks if (place / f"{part.name}.run").is_dir()]
+    if not networks or (unfinished := sorted({*begun} - {*networks})) or not (place / RULES).is_file():
+        raise InputError(
+            f"the training is not finished{': ' if networks else ''}{', '.join(unfinished) if networks else ''}",
+            hint="go on with `satseg dstl train ... --resume`", code="E-IN-332", path=path,
+        )  # fmt: skip
+    items = _items(recipe, networks)
+    named = {item.name: item for item in items}
+    ruled = {name: _with_items(model, named) for name, model in networks.items()}
+    return Models(recipe, ruled, FittedIndex.read(place / RULES), items)
+
+
+def detect_recipe(
+    models: Models | PathLike,
+    folder: ContestFolder,
+    output: PathLike,
+    *,
+    tiles: Collection[str] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, dict[str, int]]:
+    """Write what the models find in each tile into the folder `output`, and return the features of each class.
+
+    Parameters
+    ----------
+    models : Models or path-like
+        The folder that `train_recipe` wrote.
+    folder : ContestFolder
+    output : path-like
+        Missing or empty; gets ``ID.gpkg`` for each tile, with class_id, class_name and polygons in metres.
+    tiles : collection of str, optional
+        The scored tiles whose files are there when left out.
+    resume : bool
+        Keep the files that are in `output` already.
+    options
+        Of `satseg.pipeline.detect`, over those of the recipe: ``tta="d4"``.
+
+    Raises
+    ------
+    InputError
+        No tile to detect (E-IN-333), or as `load_models`.
+    UsageError
+        An option is unknown.
+    OutputError
+        `output` is not empty (E-OUT-311), or cannot be written.
+    """
+    loaded = models if isinstance(models, Models) else load_models(models, device=device)
+    wanted = tiles_to_detect(folder, loaded.recipe, tiles)
+    place, given = Path(output), {**loaded.recipe.detect, **options}
+    with os_errors_as_output_errors(place):
+        if place.is_dir() and any(place.iterdir()) and not resume:
+            fault = f"{place} is not empty"
+            raise OutputError(fault, hint="give --resume or another folder", code="E-OUT-311", path=place)
+        place.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for done, tile in enumerate(wanted):
+        progress("detecting", done, len(wanted), tile.image_id)
+        file = place / f"{tile.image_id}{SUFFIX}"
+        if not (resume and file.exists()):
+            counts[tile.image_id] = _detected(loaded, tile, file, given)
+    progress("detecting", len(wanted), len(wanted), "")
+    return counts
+
+
+def tiles_to_detect(folder: ContestFolder, recipe: Recipe, tiles: Collection[str] | None) -> tuple[Tile, ...]:
+    """Return the tiles asked for, or the scored ones that have their files.
+
+    Raises
+    ------
+    InputError
+        There is none (E-IN-333), or no such tile (E-IN-313).
+    """
+    if tiles is not None:
+        found = tuple(map(folder.tile, dict.fromkeys(tiles)))
+    else:
+        found = tuple(tile for tile in folder.tiles(recipe.products) if tile.image_id in SCORED)
+    if not found:
+        raise InputError(
+            f"none of the {len(SCORED)} scored tiles has all files {', '.join(recipe.products)}",
+            hint="see `satseg dstl check`, or name the tiles", code="E-IN-333", path=folder.path,
+        )  # fmt: skip
+    return found
+
+
+def _items(recipe: Recipe, networks: Mapping[str, Model]) -> tuple[ClassItem, ...]:
+    """The ten classes: as the class list has them, or with what validation chose for the first network of each."""
+    if recipe.thresholds == "class_spec":
+        return recipe.class_items
+    chosen: dict[str, ClassItem] = {}
+    for model in networks.values():
+        chosen = {item.name: item for item in model.card.classes} | chosen
+    return tuple(chosen.get(item.name, item) for item in recipe.class_items)
+
+
+def _with_items(model: Model, items: Mapping[str, ClassItem]) -> Model:
+    classes = tuple(items[item.name] for item in model.card.classes)
+    return replace(model, card=model.card.model_copy(update={"classes": classes}))
+
+
+def _detected(models: Models, tile: Tile, file: Path, options: Mapping[str, Any]) -> dict[str, int]:
+    """Write the layer of one tile; return the features of each class."""
+    if models.streams:
+        (model,) = models.networks.values()
+        return detect_to_file(model, _scene(tile, models.recipe, model), file, **options)
+    layer = _composed(models, tile, options)
+    write_features(layer, file)
+    return dict(Counter(layer["class_name"]))
+
+
+def _scene(tile: Tile, recipe: Recipe, model: Model) -> Scene:
+    return tile.scene(products=recipe.products, units=UNITS, register=model.card.registers)
+
+
+def _composed(models: Models, tile: Tile, options: Mapping[str, Any]) -> geopandas.GeoDataFrame:
+    """Return the layer of a tile that several networks and indices make together."""
+    items = {item.name: item for item in models.items}
+    least = {name: item.min_area_m2 for name, item in items.items()}
+    holes = {name: item.min_hole_m2 for name, item in items.items()}
+    ids = {name: item.id for name, item in items.items()}
+    layers = []
+    for names, mask in _masks(models, tile, options):
+        layers.append(polygonize(mask, class_ids=[ids[name] for name in names], min_area_m2=least, min_hole_m2=holes))
+    for rule in models.rules:
+        layers.append(_told_apart(rule, polygonize(rule.mask(tile)), ids, least))
+    found = [layer for layer in layers if len(layer)]
+    return pandas.concat(found, ignore_index=True) if found else empty_features(None)
+
+
+def _masks(models: Models, tile: Tile, options: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], Raster]]:
+    """Yield the classes of networks and where they are; once for each grid that networks work on."""
+    sums: dict[Grid, dict[str, list[NDArray[np.float32]]]] = {}
+    valid: dict[Grid, NDArray[np.bool_]] = {}
+    for model in models.networks.values():
+        scores = predict(model, _scene(tile, models.recipe, model), **options)
+        for name, plane in zip(model.classes, scores.data, strict=True):
+            sums.setdefault(scores.grid, {}).setdefault(name, []).append(plane)
+        valid[scores.grid] = scores.valid
+    levels = {item.name: np.float32(item.threshold) for item in models.items}
+    for grid, planes in sums.items():
+        masks = [np.mean(own, axis=0) >= levels[name] for name, own in planes.items()]
+        yield tuple(planes), Raster(np.stack(masks), grid, tuple(planes), valid[grid])
+
+
+def _told_apart(
+    rule: FittedIndex, layer: geopandas.GeoDataFrame, ids: Mapping[str, int], least: Mapping[str, float]
+) -> geopandas.GeoDataFrame:
+    """Return the features of an index with their classes, those too small for theirs left out."""
+    areas = layer["area_m2"].to_numpy()
+    names = rule.class_of(areas)
+    kept = np.array([area >= least[name] for area, name in zip(areas, names, strict=True)], bool)
+    said = layer.assign(class_name=names, class_id=[ids[name] for name in names])
+    return said[kept]
