@@ -20,8 +20,8 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.crs import CRSLike, describe, same_crs, to_pyproj
-from satseg.errors import CRSError, LabelError, UsageError
+from satseg.crs import to_pyproj
+from satseg.errors import LabelError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.labels import CLASS_FIELD, SINGLE_CLASS, class_labels
 from satseg.imagery.writer import open_mask
@@ -29,6 +29,7 @@ from satseg.raster import Raster
 from satseg.scoring.cells import Geometries
 from satseg.vector.features import read_features
 from satseg.vector.finish import repair
+from satseg.vector.moving import move
 from satseg.vector.polygonize import polygonize, polygonize_file
 from satseg.vector.trace import OutlineTracer, joined
 
@@ -41,9 +42,6 @@ NO_FIELD = "E-LAB-211"
 """What `read_features` says when a file lacks the class attribute."""
 STRIP_PX = 2**24
 """Pixels of a mask whose validity is read at a time."""
-MAX_SEGMENTS = 256
-"""Edges longer than this share of a layer's extent are divided before it moves to another CRS, where
-straight lines are curves: over 10 km the arc then strays less than a millimetre from its chord."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,34 +201,6 @@ def _outlined(features: geopandas.GeoDataFrame, classes: tuple[str, ...], *, gri
     names = features["class_name"].to_numpy(dtype=object)
     crs = None if grid.crs is None else to_pyproj(grid.crs)
     return Layer(features.geometry.to_numpy(), names, classes, crs, grid=grid, unknown=unknown)
-
-
-def move(polygons: Geometries, source: CRSLike | None, target: CRSLike | None) -> Geometries:
-    """Return `polygons` in another CRS, long edges divided first so that they follow their curves.
-
-    Raises
-    ------
-    CRSError
-        Only one side has a CRS (E-CRS-010), or points have no image there (E-CRS-011).
-    """
-    if same_crs(source, target) or not len(polygons):
-        return polygons
-    if source is None or target is None:
-        raise CRSError(
-            f"polygons in {describe(source)} cannot be compared in {describe(target)}",
-            hint="give both layers a CRS, or neither", code="E-CRS-010",
-        )  # fmt: skip
-    left, bottom, right, top = shapely.total_bounds(polygons)
-    dense = shapely.segmentize(polygons, max(right - left, top - bottom) / MAX_SEGMENTS)
-    moved = geopandas.GeoSeries(dense, crs=to_pyproj(source)).to_crs(to_pyproj(target)).to_numpy()
-    if not np.isfinite(shapely.get_coordinates(moved)).all():
-        raise CRSError(
-            f"coordinates within {left:g} {bottom:g} {right:g} {top:g} in {describe(source)} do not exist in "
-            f"{describe(target)}", hint="check the CRS and the order of x and y", code="E-CRS-011",
-        )  # fmt: skip
-    mended = repair(moved)[0]
-    mended[shapely.is_missing(mended)] = shapely.Polygon()  # a speck that rounding closed; rows stay in step
-    return mended
 
 
 def _vector_layer(features: geopandas.GeoDataFrame, field: str | None, role: str) -> Layer:

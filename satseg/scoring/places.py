@@ -27,8 +27,9 @@ from satseg.grid import Grid
 from satseg.imagery.scene import Scene, open_scene
 from satseg.raster import Raster
 from satseg.scoring.cells import Geometries, polygonal, sound
-from satseg.scoring.layers import RASTER_SUFFIXES, STRIP_PX, Layer, move, strip_windows, trace
+from satseg.scoring.layers import RASTER_SUFFIXES, STRIP_PX, Layer, strip_windows, trace
 from satseg.vector.features import read_features
+from satseg.vector.moving import move
 
 Ground: TypeAlias = "Scene | Raster | Grid"
 """What has pixels with a place."""
