@@ -28,7 +28,8 @@ from satseg.learning.detection.inference import gather, working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Products, Targets
 from satseg.learning.networks.architectures import check_network
-from satseg.learning.networks.bundle import Model, load_model
+from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.ensemble import ModelLike, Predictor, as_predictor
 from satseg.learning.networks.forward import Wanted
 from satseg.learning.training.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.training.losses import loss_of
@@ -149,8 +150,13 @@ def plan(
     return made
 
 
-def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = silent, **options: Any) -> Raster:
+def predict(model: ModelLike, scene: SceneLike, *, progress: Progress = silent, **options: Any) -> Raster:
     """Scores of every class over `scene` (or its `bounds`), as one raster in memory.
+
+    Parameters
+    ----------
+    model : Model, Ensemble or path-like, or a sequence of models
+        Several answer together, by the mean of their scores; a path may be an ensemble file.
 
     Returns
     -------
@@ -158,21 +164,22 @@ def predict(model: Model | PathLike, scene: SceneLike, *, progress: Progress = s
         Channels are the model's classes; the grid is the scene's, or that of the model's working
         resolution where the two differ by more than 5 %. `options` are those of `DetectOptions`.
     """
-    chosen, loaded = DetectOptions.of(options), _as_model(model)
+    chosen, loaded = DetectOptions.of(options), as_predictor(model)
     work = working_scene(loaded, _as_scene(scene, loaded, chosen))
     ready = Detection.prepare(loaded, work, chosen, Wanted(scores="float32"))
     with closing(ready.bands(progress)) as bands:
         return gather(bands, work.grid, ready.plan.window, loaded.classes)
 
 
-def detect(
-    model: Model | PathLike,
+def detect(  # noqa: PLR0913  each is a file to make, or how
+    model: ModelLike,
     scene: SceneLike,
     *,
     output: PathLike | None = None,
     mask: PathLike | None = None,
     scores: PathLike | None = None,
     entropy: PathLike | None = None,
+    disagreement: PathLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -185,6 +192,8 @@ def detect(
 
     Parameters
     ----------
+    model : Model, Ensemble or path-like, or a sequence of models
+        As of `predict`.
     output : path-like, optional
         Vector file for the features; its suffix picks the format.
     mask : path-like, optional
@@ -193,6 +202,8 @@ def detect(
         GeoTIFF, one band per class of the option `score_type`: 0..1, NaN where the scene is not valid.
     entropy : path-like, optional
         GeoTIFF of one byte: how unsure the model is, the greatest entropy of a class in bits.
+    disagreement : path-like, optional
+        GeoTIFF of one byte: what the members of an ensemble disagree about, in bits.
     resume : bool
         Go on with an unfinished run that has the same inputs, model and options.
     options
@@ -211,20 +222,21 @@ def detect(
     InputError
         The scene has no valid pixel, or turns out damaged.
     """
-    targets = Targets(_path(output), _path(mask), _path(scores), _path(entropy))
+    targets = Targets(*map(_path, (output, mask, scores, entropy, disagreement)))
     overwrite = overwrite or (resume and _is_begun(targets))
     ready = _prepared(model, scene, targets, DetectOptions.of(options), overwrite=overwrite)
     return _run(ready, targets, collect=True, resume=resume, overwrite=overwrite, progress=progress).features()
 
 
 def detect_to_file(  # noqa: PLR0913  each is an option of the command line
-    model: Model | PathLike,
+    model: ModelLike,
     scene: SceneLike,
     output: PathLike | None,
     *,
     mask: PathLike | None = None,
     scores: PathLike | None = None,
     entropy: PathLike | None = None,
+    disagreement: PathLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -245,7 +257,7 @@ def detect_to_file(  # noqa: PLR0913  each is an option of the command line
     dict of str to int
         Features of each class that has some.
     """
-    targets = Targets(_path(output), _path(mask), _path(scores), _path(entropy))
+    targets = Targets(*map(_path, (output, mask, scores, entropy, disagreement)))
     overwrite = overwrite or (resume and _is_begun(targets))
     ready = _prepared(model, scene, targets, DetectOptions.of(options), overwrite=overwrite)
     if announce is not None:
@@ -260,21 +272,21 @@ def _is_begun(targets: Targets) -> bool:
 
 
 def _prepared(
-    model: Model | PathLike, scene: SceneLike, targets: Targets, options: DetectOptions, *, overwrite: bool
+    model: ModelLike, scene: SceneLike, targets: Targets, options: DetectOptions, *, overwrite: bool
 ) -> Detection:
     """Check everything that can be wrong and choose how to work."""
-    loaded = _as_model(model)
+    loaded = as_predictor(model)
     work = working_scene(loaded, _as_scene(scene, loaded, options))
     if targets.features is not None:
         check_target(targets.features, crs=work.grid.crs, overwrite=overwrite)
-    for path in (targets.mask, targets.scores, targets.entropy):
-        if path is not None:
-            check_raster_target(path, overwrite=overwrite)
+    for path in targets.rasters.values():
+        check_raster_target(path, overwrite=overwrite)
     check_distinct(targets.paths, inputs=[*work.paths, *([os.fspath(options.aoi)] if options.aoi else [])])
     wanted = Wanted(
         thresholds=options.thresholds(loaded),
         scores=options.score_type if targets.scores is not None else None,
         entropy=targets.entropy is not None,
+        disagreement=targets.disagreement is not None,
     )
     ready = Detection.prepare(loaded, work, options, wanted)
     ready.check_room(targets)
@@ -305,16 +317,12 @@ def _run(
     return products
 
 
-def _as_scene(scene: SceneLike, model: Model, options: DetectOptions) -> Scene:
+def _as_scene(scene: SceneLike, model: Predictor, options: DetectOptions) -> Scene:
     """`scene`, opened when it is not open yet, and registered when those that `model` learnt from were."""
-    register = model.card.registers if options.register is None else options.register
+    register = model.registers if options.register is None else options.register
     if not isinstance(scene, Scene):
         return open_scene(scene, register=register)
     return registered(scene) if register else scene
-
-
-def _as_model(model: Model | PathLike) -> Model:
-    return model if isinstance(model, Model) else load_model(model)
 
 
 def _path(path: PathLike | None) -> Path | None:

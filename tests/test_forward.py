@@ -12,8 +12,9 @@ from rasterio.windows import Window
 from satseg.imagery.rows import RowReader
 from satseg.imagery.scene import open_scene
 from satseg.imagery.tiling import plan_tiles
-from satseg.learning.networks.forward import Forward, Piece, Wanted, codes_of, entropy_of
+from satseg.learning.networks.forward import Forward, Piece, Wanted, codes_of
 from satseg.learning.networks.kernels import encode, pack
+from satseg.learning.networks.means import entropies
 from satseg.learning.networks.runtimes import make_runtime
 from satseg.learning.networks.views import TTA
 from satseg.vector.layers import PlaneCode
@@ -98,7 +99,7 @@ def test_thresholds_near_the_ends_keep_codes_in_range(level):
 def test_entropy_is_that_of_the_least_certain_class():
     scores = torch.tensor([[0.5, 0.9, 0.0, 1.0], [0.9, 0.9, 1.0, 1e-7]])[:, None]
     bits = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
-    np.testing.assert_allclose(entropy_of(scores)[0, 0], [1.0, bits, 0.0, 0.0], atol=1e-5)
+    np.testing.assert_allclose(entropies(scores).amax(dim=0)[0], [1.0, bits, 0.0, 0.0], atol=1e-5)
 
 
 def run(path, wanted, *, compiled, tta="none"):
@@ -110,10 +111,10 @@ def run(path, wanted, *, compiled, tta="none"):
     planes = wanted.empty(2, height=tile.keep.height, width=tile.keep.width)
     with RowReader(scene, rows=range(scene.grid.height), cols=range(scene.grid.width)) as rows:
         view = rows.window(0, scene.grid.height)
-        forward = Forward(model, make_runtime(model), wanted, views=views)
-        forward._compiled = compiled
+        forward = Forward(model, [make_runtime(model)], wanted, views=views)
+        forward._looks[0].compiled = compiled
         keep = tile.keep
-        forward([Piece(tile, view, planes, slice(0, keep.height), slice(0, keep.width))])
+        forward([Piece((tile,), view, planes, slice(0, keep.height), slice(0, keep.width))])
     return planes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -122,6 +123,41 @@ def test_margins_grow_as_the_coarsest_view_looks_further():
     assert TTA["scales"].step == 4
 
 
+def test_four_views_are_those_of_the_2017_recipe():
+    """M13: what is said of four views, 0.9, 0.8, 0.5 and 0.4, is averaged; each is turned back where it was."""
+    given, seen = image(height=8, width=12)[:1, :1], []
+    scores = torch.tensor([0.9, 0.8, 0.5, 0.4])
+
+    def network(turned):
+        seen.append(turned)
+        return torch.full_like(turned, scores[len(seen) - 1].logit())
+
+    for mean, expected in (("arithmetic", 0.65), ("geometric", 0.616014058)):
+        seen.clear()
+        found = replace(TTA["flips"], mean=mean).logits(network, given, crop=0).sigmoid()
+        torch.testing.assert_close(found, torch.full_like(found, expected), atol=1e-7, rtol=0)
+        ways = given, given.flip(-2), given.flip(-1), given.transpose(-2, -1)
+        assert all(torch.equal(one, other) for one, other in zip(seen, ways, strict=True))
+
+
+@pytest.mark.parametrize("tta", TTA)
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_each_view_is_turned_back(tta, mean):
+    """A network that says where its pixel lies gives it back from every view, by either mean."""
+    place = torch.arange(24.0 * 36).reshape(1, 1, 24, 36) / 100 - 4
+    if "scales" in tta:
+        place = torch.full_like(place, 1.5)
+    found = replace(TTA[tta], mean=mean).logits(lambda seen: seen, place, crop=0)
+    torch.testing.assert_close(found, place, atol=1e-3, rtol=1e-4)
+
+
+def test_the_geometric_mean_is_below_the_arithmetic_one(model, scene):
+    flips = satseg.predict(model, scene, tta="flips", mean="geometric")
+    plain = satseg.predict(model, scene, tta="flips")
+    assert (flips.data <= plain.data + 1e-6).all()
+    assert (flips.data < plain.data - 0.01).any()
+
+
 def test_without_the_wider_margin_seams_would_show(model, scene, whole, monkeypatch):
     monkeypatch.setattr(Views, "margin", lambda self, pixels: pixels // 2)
     seams = satseg.predict(model, scene, tta="scales", tile=32, halo="exact")
@@ -153,7 +189,9 @@ def test_objects_are_cut_apart_alike_at_any_tiling(scene):
     assert small.geometry.to_wkb().tolist() == large.geometry.to_wkb().tolist()
 
 
-@pytest.mark.parametrize(("tta", "work"), [("none", 1), ("d4", 8), ("scales", 3.8125), ("d4+scales", 30.5)])
+@pytest.mark.parametrize(
+    ("tta", "work"), [("none", 1), ("flips", 4), ("d4", 8), ("scales", 3.8125), ("d4+scales", 30.5)]
+)
 def test_the_estimate_tells_what_views_cost(scene, tta, work):
     model, wanted = tiny_model(seed=3), Wanted(scores="float32")
     ready = job.Detection.prepare(model, scene, job.DetectOptions(tta=tta, tile=512), wanted)
@@ -171,5 +209,5 @@ def test_larger_views_take_more_memory(scene):
 
 
 def test_a_tta_of_another_name_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match=r"'none' or 'd4' or 'scales' or 'd4\+scales'"):
+    with pytest.raises(UsageError, match=r"'none' or 'flips' or 'd4' or 'scales' or 'd4\+scales'"):
         job.DetectOptions(tta="d8")

@@ -29,12 +29,15 @@ from satseg.progress import Progress
 if TYPE_CHECKING:
     from satseg.imagery.scene import Scene
     from satseg.learning.detection.budget import Estimate
-    from satseg.learning.networks.bundle import Model
+    from satseg.learning.networks.ensemble import Predictor
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg")
 """Files of a folder that are taken for scenes."""
 OF_ONE_SCENE = ("E-USE-030", "E-USE-060")
 """Refusals that say nothing of other scenes: an unfinished run of another kind, too little memory for this one."""
+RASTERS = ("mask", "scores", "entropy", "disagreement")
+"""Options that name a raster to write."""
+MODEL_SUFFIX = ".safetensors"
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 log = logging.getLogger(__name__)
@@ -67,12 +70,20 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 @click.command("detect")
 @click.argument("model", type=click.Path())
 @click.argument("scenes", nargs=-1, type=click.Path(), metavar="SCENE...")
+@click.option("--ensemble", is_flag=True, help="All .safetensors that are named answer together.")
+@click.option(
+    "--mean", type=click.Choice(["arithmetic", "geometric"]),
+    help="Of scores, over members and views; arithmetic unless an ensemble file says otherwise.",
+)
 @output_option
 @scene_files_option
 @click.option("--mask", type=click.Path(), metavar="FILE.tif", help="Also write the masks: 0, 1, 255 where not valid.")
 @click.option("--scores", type=click.Path(), metavar="FILE.tif", help="Also write the scores, 0..1.")
 @click.option("--score-type", type=click.Choice(["float32", "float16", "uint8"]), default="float32", show_default=True)
 @click.option("--entropy", type=click.Path(), metavar="FILE.tif", help="Also write how unsure the model is, in bits.")
+@click.option(
+    "--disagreement", type=click.Path(), metavar="FILE.tif", help="Also write what members disagree about, in bits.",
+)
 @click.option("--suffix", default=".gpkg", show_default=True, help="Format of the files in a folder OUTPUT.")
 @opening_options
 @click.option("--device", default="auto", metavar="auto|cpu|cuda[:i][,cuda:j...]", show_default=True)
@@ -91,8 +102,8 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
     "--rules/--no-rules", default=True, help="The rules of the classes: growing, erasing and the like (info MODEL)."
 )
 @click.option(
-    "--tta", type=click.Choice(["none", "d4", "scales", "d4+scales"]), default="none", show_default=True,
-    help="Average scores over 8 turns, over 3 scales (4 x the work), or over both.",
+    "--tta", type=click.Choice(["none", "flips", "d4", "scales", "d4+scales"]), default="none", show_default=True,
+    help="Average scores over 4 or 8 turns, over 3 scales (4 x the work), or over 8 turns and scales.",
 )
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")
@@ -101,11 +112,13 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
     """Find what MODEL knows in each SCENE and write polygons to OUTPUT.
 
+    MODEL is a model file or an ensemble file (.toml); with --ensemble several model files may be given.
     The suffix of OUTPUT picks the format (.shp .gpkg .geojson .fgb .parquet .csv). SCENE may be a folder or
     a quoted pattern such as "scenes/*.tif". With several scenes OUTPUT is a folder, and one that fails does
     not stop the others.
     """
     files, suffix, target = options.pop("scene_files"), options.pop("suffix"), Path(output)
+    models, scenes = _models(model, scenes, together=options.pop("ensemble"))
     if bool(files) == bool(scenes):
         raise click.UsageError("give SCENE..., or one scene with --scene-files")
     sources: list[str | list[str]] = [list(files)] if files else _sources(scenes)
@@ -115,16 +128,26 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
     if several:
         _check_folder(target, suffix, options)
     options["devices"] = devices if len(devices) > 1 else ()
-    from satseg.learning.networks.bundle import load_model
+    from satseg.learning.networks.ensemble import load_predictor
 
-    loaded = load_model(model, device=devices[0])
-    how["register"] = options["register"] = loaded.card.registers if register is None else register
+    loaded = load_predictor(models, device=devices[0])
+    how["register"] = options["register"] = loaded.registers if register is None else register
     if several:
         _detect_each(ctx, loaded, _all_opened(sources, how), lambda name: target / f"{name}{suffix}", options)
     else:
         with progress_bar(ctx) as progress:
             said = _detect(ctx, loaded, _opened(sources[0], how), target, options, progress)
         click.echo(said)
+
+
+def _models(first: str, others: tuple[str, ...], *, together: bool) -> tuple[str | list[str], tuple[str, ...]]:
+    """Return the model as typed, or the models that answer `together`, and the scenes."""
+    more = [name for name in others if name.lower().endswith(MODEL_SUFFIX)]
+    if more and not together:
+        raise click.UsageError(f"{more[0]} is a model; give --ensemble for several")
+    if together and not more:
+        raise click.UsageError("--ensemble is of two model files or more; an ensemble file goes without it")
+    return ([first, *more] if together else first), tuple(name for name in others if name not in more)
 
 
 def _sources(scenes: Sequence[str]) -> list[str | list[str]]:
@@ -152,8 +175,9 @@ def _is_scene(name: str) -> bool:
 def _check_folder(folder: Path, suffix: str, options: dict[str, Any]) -> None:
     from satseg.vector.formats import format_of
 
-    if options["mask"] or options["scores"] or options["entropy"]:
-        raise click.UsageError("--mask, --scores and --entropy go with one scene and a file as OUTPUT")
+    if any(options[name] for name in RASTERS):
+        named = ", ".join(f"--{name}" for name in RASTERS)
+        raise click.UsageError(f"{named} go with one scene and a file as OUTPUT")
     if not os.path.isdir(folder):
         fault = "is a file" if os.path.exists(folder) else "does not exist"
         hint = "with several scenes OUTPUT is a folder; make it first"
@@ -171,14 +195,14 @@ def _opened(source: str | list[str], how: dict[str, Any]) -> Scene:
 
 
 def _detect(
-    ctx: click.Context, model: Model, scene: Scene, target: Path, options: dict[str, Any], progress: Progress
+    ctx: click.Context, model: Predictor, scene: Scene, target: Path, options: dict[str, Any], progress: Progress
 ) -> str:
     """Write what `model` finds in `scene` and return how much that is; keep it where --resume says so."""
     from satseg.ledger import Ledger
     from satseg.pipeline import detect_to_file
 
     given = {**options, "bounds": options["bounds"] or None}
-    wanted = [target, *(Path(path) for path in (given["mask"], given["scores"], given["entropy"]) if path)]
+    wanted = [target, *(Path(given[name]) for name in RASTERS if given[name])]
     if given["resume"] and Ledger.header_of(target) is None and all(map(os.path.exists, wanted)):
         return f"{target}: kept"
 
@@ -209,7 +233,7 @@ def _all_opened(sources: list[str | list[str]], how: dict[str, Any]) -> dict[str
 
 def _detect_each(
     ctx: click.Context,
-    model: Model,
+    model: Predictor,
     scenes: dict[str, Scene | SatsegError],
     target_of: Callable[[str], Path],
     options: dict[str, Any],

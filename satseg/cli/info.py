@@ -10,7 +10,7 @@ import click
 from satseg.cli.common import json_option, opening, opening_options, print_json, scene_argument, scene_files_option
 from satseg.errors import PartialError, SatsegError
 
-MODEL_SUFFIX = ".safetensors"
+MODEL_SUFFIX, ENSEMBLE_SUFFIX = ".safetensors", ".toml"
 LISTS = {"name", "bands", "classes", "registrations", "warnings"}
 """Facts that do not stand in a line of their own."""
 
@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Grid, CRS, bands, dtypes, nodata, matched sensor and warnings of each SCENE.
 
-    A model file in its place is told by what it needs and finds: bands, and classes with thresholds and rules.
+    A model or ensemble file in its place is told by what it needs and finds: bands, classes with thresholds and rules.
     Of several scenes, one that cannot be opened is named with the reason and does not stop the others.
     """
     sources = [scene_argument(text) for text in scenes] + ([list(scene_files)] if scene_files else [])
@@ -50,6 +50,10 @@ def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict
             from satseg.learning.networks.bundle import read_card
 
             return {"name": os.path.basename(source), **read_card(source).info()}
+        if isinstance(source, str) and source.lower().endswith(ENSEMBLE_SUFFIX):
+            from satseg.learning.networks.ensemble import Ensemble
+
+            return {"name": os.path.basename(source), **Ensemble.load(source, device="cpu").info()}
         return open_scene(source, **how).info()
     except SatsegError as error:
         if alone:

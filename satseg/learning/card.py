@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -239,16 +240,13 @@ class ModelCard(_Part):
 
     def info(self) -> dict[str, Any]:
         """Return what the model needs and finds, in plain data: bands, and classes with their rules."""
-        told = {"id", "threshold", "min_area_m2", "min_hole_m2"}
         return {
             "network": self.architecture.name,
             "gsd_m": self.gsd_m,
             "halo": self.halo,
             "sensor": self.sensor,
             "bands": [band.model_dump() for band in self.bands],
-            "classes": [
-                {"name": item.name, **item.model_dump(include=told), "rules": list(item.rules)} for item in self.classes
-            ],
+            "classes": class_facts(self.classes),
         }
 
     def to_json(self) -> str:
@@ -256,6 +254,12 @@ class ModelCard(_Part):
         document: dict[str, Any] = self.model_dump(mode="json")
         document[CHECKSUM] = checksum(document)
         return canonical(document)
+
+
+def class_facts(classes: Sequence[ClassItem]) -> list[dict[str, Any]]:
+    """Return what is told of classes and their rules, in plain data."""
+    told = {"id", "threshold", "min_area_m2", "min_hole_m2"}
+    return [{"name": item.name, **item.model_dump(include=told), "rules": list(item.rules)} for item in classes]
 
 
 def canonical(document: dict[str, Any]) -> str:

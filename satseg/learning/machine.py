@@ -1,4 +1,4 @@
-"""What the machine at hand can do: number formats in hardware, free cores, memory taken, packages that are there."""
+"""What the machine at hand can do: devices, number formats in hardware, free cores, memory taken, packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from satseg.errors import DependencyError
+from satseg.errors import DependencyError, UsageError
 
 SAMPLE_SECONDS = 0.5
 PROC_STAT = Path("/proc/stat")
@@ -22,6 +22,33 @@ IDLE_FIELDS = (3, 4)
 Precision: TypeAlias = Literal["32-true", "16-mixed", "bf16-mixed"]
 TENSOR_CORES = (7, 0)
 """CUDA compute capability (Volta) from which GPUs multiply float16 in tensor cores."""
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the torch device called `device`: auto (a GPU if there is one), cpu, cuda or cuda:i.
+
+    Raises
+    ------
+    UsageError
+        Another name (E-USE-054), or hardware that is not there (E-USE-055).
+    """
+    name = str(device)
+    kind, _, index = name.partition(":")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or not (name == kind or index.isdecimal()):
+        raise UsageError(
+            f"device {name!r} is not known", hint="give auto, cpu, cuda or cuda:0", code="E-USE-054"
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        found = f"{count} CUDA device{'s' * (count != 1)}"
+        raise UsageError(
+            f"device {name!r} is not here: torch sees {found}", hint="give auto or cpu", code="E-USE-055"
+        )
+    return torch.device(name)
 
 
 def bf16_is_native(device: torch.device) -> bool:

@@ -5,7 +5,8 @@ the least of both. Tiles need not be square; a wide scene is cut into low, long 
 times the area's pixels go through the network, whatever the halo, unless a limit on memory leaves no choice.
 
 Memory is reckoned, not measured: rows held and read ahead, results of the row bands under way, activations
-of one batch, what writers keep, and what the process has already. `benchmarks/memory.py` compares.
+of one batch, what writers keep, and what the process has already. `benchmarks/memory.py` compares. Of an ensemble
+all weights are there twice, as loaded and as they are run, and the activations of the member that takes most.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from satseg.imagery.geotiff import BLOCK
 from satseg.imagery.mapping import Shift, relate
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan, plan_tiles, round_up
-from satseg.learning.detection.engine import Working, beyond_grid
+from satseg.learning.detection.engine import Working, member_looks
 from satseg.learning.machine import resident_bytes
 from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.ensemble import Predictor
 from satseg.learning.networks.forward import ONE_VIEW, Wanted
 from satseg.learning.networks.runtimes import make_runtime
 from satseg.learning.networks.views import Views
@@ -53,6 +55,8 @@ FIXED_BYTES = 160 * MIB
 MASK_SHARE, SCORE_SHARE = 0.1, 0.8
 """Bytes on disk per byte of mask and of score, compressed: what dense scenes came to."""
 PROBE_PX, PROBES = 256, 4
+SUMS = 6
+"""Planes of float32 for each class of a batch while members are blended: sums, terms of them, logits, scores."""
 GPU_SHARE, MOST_BATCH = 0.5, 16
 """Of a GPU's free memory that a batch is reckoned to take, and tiles beyond which no GPU gets faster."""
 
@@ -67,7 +71,7 @@ class Estimate:
         Of the area.
     tiles : int
     work : float
-        Pixels through the network for each pixel of the area, in all views of `tta`.
+        Pixels through the networks for each pixel of the area, in all views of `tta`.
     memory_bytes, disk_bytes : int
         Of the host at most, and on disk at most at one time.
     seconds : float or None
@@ -94,7 +98,7 @@ class Estimate:
 
 
 def choose_tiles(
-    model: Model,
+    model: Predictor,
     scene: Scene,
     window: Window,
     wanted: Wanted,
@@ -166,7 +170,7 @@ def _rank(plan: TilePlan, needed: int, start: int, most_read: float, limit: int 
 class _Memory:
     """Reckons the host memory of a detection by its tiles."""
 
-    def __init__(self, model: Model, scene: Scene, wanted: Wanted, working: Working) -> None:
+    def __init__(self, model: Predictor, scene: Scene, wanted: Wanted, working: Working) -> None:
         self._pixel = len(scene.bands) * scene.dtype.itemsize + 1
         pixel = wanted.bytes_per_pixel(len(model.classes))
         self._planes = pixel * (2 + working.bands_ahead)
@@ -177,10 +181,10 @@ class _Memory:
         self._ahead = working.strips_ahead * self._strip
         on_host = model.device.type == "cpu"
         per_input = len(scene.bands) * (4 if on_host else scene.dtype.itemsize)
-        at_once = working.batch_size * (max(1, len(working.devices)) if on_host else 1)
-        largest = working.views.largest
-        self._input = int((per_input + (activation_bytes(model) if on_host else 0)) * largest * at_once)
-        self.start = resident_bytes() + FIXED_BYTES
+        devices = max(1, len(working.devices)) if on_host else 1
+        blended = blend_bytes(model) + most_activation_bytes(model) if on_host else 0
+        self._input = int((per_input + blended) * working.views.largest * working.batch_size * devices)
+        self.start = resident_bytes() + FIXED_BYTES + sum(map(weight_bytes, model.members[1:])) * devices
 
     def of(self, plan: TilePlan) -> int:
         height, width = plan.read_size
@@ -205,7 +209,7 @@ def strip_rows(scene: Scene) -> int:
     return rows if STRIP_ROWS <= rows <= ALIGN_LIMIT else STRIP_ROWS
 
 
-def automatic_batch(model: Model, plan: TilePlan, devices: Sequence[torch.device], views: Views = ONE_VIEW) -> int:
+def automatic_batch(model: Predictor, plan: TilePlan, devices: Sequence[torch.device], views: Views = ONE_VIEW) -> int:
     """Return how many tiles go through the network at a time: as many as the free memory of every GPU allows.
 
     On a CPU one: a second tile brings no speed there, and takes memory.
@@ -213,7 +217,8 @@ def automatic_batch(model: Model, plan: TilePlan, devices: Sequence[torch.device
     if any(device.type != "cuda" for device in devices):
         return 1
     height, width = plan.read_size
-    tile = height * width * views.largest * (activation_bytes(model) + 4 * len(model.bands))
+    each = most_activation_bytes(model) + blend_bytes(model) + 4 * len(model.bands)
+    tile = height * width * views.largest * each
     room = min(free_bytes(device) for device in devices) * GPU_SHARE
     return int(min(max(1, room // tile), MOST_BATCH))
 
@@ -250,10 +255,26 @@ def activation_bytes(model: Model) -> int:
     return 2 * largest // side**2
 
 
+def most_activation_bytes(model: Predictor) -> int:
+    """Return `activation_bytes` of the member that has most: they take turns."""
+    return max(map(activation_bytes, model.members))
+
+
+def blend_bytes(model: Predictor) -> int:
+    """Return how many bytes for each pixel hold what an ensemble's members have said so far; 0 of a model alone."""
+    planes = len(model.classes) + len(model.separated)
+    return 4 * SUMS * planes if len(model.members) > 1 else 0
+
+
+def weight_bytes(model: Model) -> int:
+    """Return how many bytes the weights of a model take."""
+    return sum(weight.nbytes for weight in model.network.state_dict().values())
+
+
 def disk_bytes(plan: TilePlan, classes: int, wanted: Wanted, *, mask: bool, ledger: bool) -> int:
     """Return about how many bytes on disk a detection needs at one time, features left out."""
     pixels = plan.window.height * plan.window.width
-    planes = classes * (mask + ledger) * MASK_SHARE + wanted.entropy * (1 + ledger) * SCORE_SHARE
+    planes = classes * (mask + ledger) * MASK_SHARE + len(wanted.unsure) * (1 + ledger) * SCORE_SHARE
     if wanted.scores is not None:
         planes += classes * np.dtype(wanted.scores).itemsize * (1 + ledger) * SCORE_SHARE
     return int(pixels * planes)
@@ -272,18 +293,17 @@ def check_room(outputs: Iterable[Path], needed: int) -> None:
 
 
 def estimate(
-    model: Model, plan: TilePlan, working: Working, *, memory: int, disk: int, timed: bool = False
+    model: Predictor, plan: TilePlan, working: Working, *, memory: int, disk: int, timed: bool = False
 ) -> Estimate:
-    """Return what working on `plan` takes; `timed` tries the network on a small tile to tell how long."""
-    views = working.views
-    work = plan.work(beyond=beyond_grid(model.network.crop, plan.align, views)) * views.work
+    """Return what working on `plan` takes; `timed` tries the networks on a small tile to tell how long."""
+    works = [look.work * working.views.work for look in member_looks(model, plan, working)]
     pixels = plan.window.height * plan.window.width
-    made = Estimate(pixels=pixels, tiles=len(plan), work=work, memory_bytes=memory, disk_bytes=disk)
+    made = Estimate(pixels=pixels, tiles=len(plan), work=sum(works), memory_bytes=memory, disk_bytes=disk)
     if not timed:
         return made
     gpus = sum(device.type == "cuda" for device in working.devices)  # several times the CPU is no more of it
-    speed = _probe(model, working) / max(1, gpus)
-    return replace(made, seconds=speed * pixels * work)
+    seconds = sum(work * _probe(member, working) for member, work in zip(model.members, works, strict=True))
+    return replace(made, seconds=pixels * seconds / max(1, gpus))
 
 
 def _probe(model: Model, working: Working) -> float:

@@ -8,6 +8,7 @@ in between but one row band and the strips read ahead, whatever the height of th
 The same for one CPU, one GPU and several: a thread takes whichever device is free. Tiles without a valid
 pixel are never computed. A pixel's answer depends on its place in the scene alone, not on the tile, the band,
 the batch, the device or the part of the scene asked for, as long as the halo covers the network's reach.
+The members of an ensemble each read a tile of their own around the same kept pixels, so that this holds for them too.
 
 An error in any stage ends all of them: threads finish the tile at hand, files are closed, the error is raised.
 """
@@ -19,7 +20,7 @@ import platform
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from queue import SimpleQueue
 from types import TracebackType
@@ -35,7 +36,7 @@ from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.rows import RowReader, area_layer, inside_area
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import Tile, TilePlan, TileRow, round_up
-from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.ensemble import Predictor
 from satseg.learning.networks.forward import ONE_VIEW, Forward, Piece, Planes, Wanted
 from satseg.learning.networks.runtimes import make_runtime
 from satseg.learning.networks.views import Views
@@ -56,13 +57,15 @@ class Working:
     amp : bool
         Compute in bfloat16.
     views : Views
-        Over which scores are averaged.
+        Over which scores are averaged, and by which mean those of members are.
     devices : tuple of torch.device
         One thread each; the model's own when empty.
     batch_size : int
         Tiles per pass.
     readers : int
         Threads that read; 0: half as many as there are torch threads, at least one.
+    halos : tuple of int
+        Margin that each member of an ensemble has at full size; the plan's when empty.
     strips_ahead : int
         Strips of rows read before they are needed.
     bands_ahead : int
@@ -74,6 +77,7 @@ class Working:
     views: Views = ONE_VIEW
     devices: tuple[torch.device, ...] = ()
     batch_size: int = 1
+    halos: tuple[int, ...] = ()
     readers: int = 1
     strips_ahead: int = 1
     bands_ahead: int = 0
@@ -99,7 +103,7 @@ class RowBand:
 
 
 def scan(
-    model: Model,
+    model: Predictor,
     scene: Scene,
     plan: TilePlan,
     wanted: Wanted,
@@ -136,17 +140,46 @@ def scan(
     total, done = float(len(rows) * plan.window.width), 0.0
     near = None if aoi is None else _widened(aoi, scene.grid, plan.halo + plan.align)
     area = None if aoi is None else _Area(area_layer(aoi, scene.grid), scene.grid)
+    looks = member_looks(model, plan, working)
     with _Devices(model, wanted, working, area) as devices, _reader(scene, plan, working, near, first) as reader:
-        beyond = beyond_grid(model.network.crop, plan.align, working.views)
-        for band in _pipelined(devices, reader, plan, beyond, working.bands_ahead, first):
+        for band in _pipelined(devices, reader, plan, looks, working.bands_ahead, first):
             done = float((band.window.row_off + band.window.height - rows.start) * plan.window.width)
             progress("detect", done, total, "")
             yield band
 
 
-def beyond_grid(crop: int, align: int, views: Views = ONE_VIEW) -> int:
-    """Return how far reads go beyond the grid for a network that cuts `crop` pixels off each side of each view."""
-    return round_up(views.margin(crop), align)
+@dataclass(frozen=True, slots=True)
+class MemberLook:
+    """How a member reads tiles: `plan` has its alignment and margin, reads go `beyond` the grid by so many pixels."""
+
+    plan: TilePlan
+    beyond: int
+
+    def at(self, tile: Tile) -> Tile:
+        """Return `tile`, which may be of another member's plan, as this one reads it."""
+        return self.plan.tight(tile, beyond=self.beyond)
+
+    @property
+    def work(self) -> float:
+        """Pixels read for each pixel of the area."""
+        return self.plan.work(beyond=self.beyond)
+
+
+def member_looks(model: Predictor, plan: TilePlan, working: Working) -> tuple[MemberLook, ...]:
+    """Return how each member of `model` reads the tiles of `plan`, whose halo and alignment suit them all."""
+    views, members = working.views, model.members
+    plans = [plan]
+    if len(members) > 1:
+        aligns = [member.stride * views.step for member in members]
+        halos = [views.margin(halo) for halo in working.halos or (plan.halo,) * len(members)]
+        plans = [
+            replace(plan, align=align, halo=min(plan.halo, round_up(halo, align)))
+            for align, halo in zip(aligns, halos, strict=True)
+        ]
+    return tuple(
+        MemberLook(own, round_up(views.margin(member.crop), own.align))
+        for member, own in zip(members, plans, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,13 +215,13 @@ def _ends(plan: TilePlan) -> tuple[int, int]:
 
 
 def _pipelined(
-    devices: _Devices, reader: RowReader, plan: TilePlan, beyond: int, ahead: int, first: int
+    devices: _Devices, reader: RowReader, plan: TilePlan, looks: Sequence[MemberLook], ahead: int, first: int
 ) -> Iterator[RowBand]:
     """Yield finished bands while the devices work on the next ones."""
     under_way: deque[_Started] = deque()
     finished: RowBand | None = None
     for number in range(first, len(plan.row_range)):
-        under_way.append(devices.start(number, plan.row(plan.row_range[number]), plan, reader, beyond))
+        under_way.append(devices.start(number, plan.row(plan.row_range[number]), looks, reader))
         if finished is not None:
             yield finished
             finished = None
@@ -221,12 +254,14 @@ class _Started:
 class _Devices:
     """A thread for each device, and the networks on them."""
 
-    def __init__(self, model: Model, wanted: Wanted, working: Working, area: _Area | None) -> None:
+    def __init__(self, model: Predictor, wanted: Wanted, working: Working, area: _Area | None) -> None:
         places = working.devices or (model.device,)
         self._free: SimpleQueue[Forward] = SimpleQueue()
         for place in places:
-            runtime = make_runtime(model, engine=working.engine, amp=working.amp, device=place)
-            self._free.put(Forward(model, runtime, wanted, views=working.views))
+            runtimes = [
+                make_runtime(member, engine=working.engine, amp=working.amp, device=place) for member in model.members
+            ]
+            self._free.put(Forward(model, runtimes, wanted, views=working.views))
         self._pool = ThreadPoolExecutor(len(places), "satseg-network")
         self._wanted, self._classes, self._batch, self._area = wanted, len(model.classes), working.batch_size, area
 
@@ -238,18 +273,20 @@ class _Devices:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def start(self, number: int, row: TileRow, plan: TilePlan, reader: RowReader, beyond: int) -> _Started:
+    def start(self, number: int, row: TileRow, looks: Sequence[MemberLook], reader: RowReader) -> _Started:
         """Hand the tiles of a row band to the devices, once its rows are read."""
-        tiles = [plan.tight(tile, beyond=beyond) for tile in row.tiles]
-        read = tiles[0].read
-        view = reader.window(read.row_off, read.row_off + read.height)
+        tiles = [tuple(look.at(tile) for look in looks) for tile in row.tiles]
+        reads = [tile.read for tile in tiles[0]]
+        view = reader.window(
+            min(read.row_off for read in reads), max(read.row_off + read.height for read in reads)
+        )
         planes = self._wanted.empty(self._classes, height=row.keep.height, width=row.keep.width)
         outside = None if self._area is None else ~self._area.inside(row.keep)
         started = _Started(RowBand(number, row.keep, planes), outside)
-        live = (tile for tile in tiles if view.any_valid(tile.keep))
+        live = (each for each in tiles if view.any_valid(each[0].keep))
         if outside is not None:
-            live = (tile for tile in live if not outside[slices(tile.keep, row.keep)].all())
-        pieces = (Piece(tile, view, planes, *slices(tile.keep, row.keep)) for tile in live)
+            live = (each for each in live if not outside[slices(each[0].keep, row.keep)].all())
+        pieces = (Piece(each, view, planes, *slices(each[0].keep, row.keep)) for each in live)
         for batch in _grouped(pieces, self._batch):
             started.batches.append(self._pool.submit(self._run, batch))
         return started
@@ -263,10 +300,10 @@ class _Devices:
 
 
 def _grouped(pieces: Iterator[Piece], size: int) -> Iterator[list[Piece]]:
-    """Runs of at most `size` pieces whose reads have one shape, so that they stack."""
+    """Runs of at most `size` pieces whose reads have one shape for each member, so that they stack."""
     group: list[Piece] = []
     for piece in pieces:
-        if group and (len(group) == size or _shape(piece.tile) != _shape(group[0].tile)):
+        if group and (len(group) == size or _shape(piece) != _shape(group[0])):
             yield group
             group = []
         group.append(piece)
@@ -274,8 +311,8 @@ def _grouped(pieces: Iterator[Piece], size: int) -> Iterator[list[Piece]]:
         yield group
 
 
-def _shape(tile: Tile) -> tuple[int, int]:
-    return tile.read.height, tile.read.width
+def _shape(piece: Piece) -> tuple[tuple[int, int], ...]:
+    return tuple((tile.read.height, tile.read.width) for tile in piece.tiles)
 
 
 @cache

@@ -20,10 +20,11 @@ from satseg.grid import Grid, slices
 from satseg.imagery.scene import Scene
 from satseg.learning.detection.engine import RowBand
 from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.ensemble import Predictor
 from satseg.raster import Raster
 
 
-def working_scene(model: Model, scene: Scene) -> Scene:
+def working_scene(model: Predictor, scene: Scene) -> Scene:
     """`scene` with the model's bands, indices among them computed, at its working resolution.
 
     A scene whose GSD is within 5 % of the model's keeps its own grid, as does one without a CRS,
@@ -35,9 +36,9 @@ def working_scene(model: Model, scene: Scene) -> Scene:
         The scene lacks a band that the model needs, or has it in another unit than an index needs.
     """
     model.check_bands(scene.bands)
-    computed = [index.on(scene) for index in model.card.indices if index.item.name not in scene.bands]
+    computed = [index.on(scene) for index in model.indices if index.item.name not in scene.bands]
     chosen = scene.with_index_bands(computed).select(model.bands)
-    wanted = model.card.gsd_m
+    wanted = model.gsd_m
     if wanted is None or scene.grid.crs is None or abs(scene.grid.gsd_m() / wanted - 1) <= 0.05:
         return chosen
     return chosen.at_gsd(wanted)
@@ -45,6 +46,8 @@ def working_scene(model: Model, scene: Scene) -> Scene:
 
 def chosen_halo(model: Model, halo: int | Literal["exact"] | None) -> int:
     """Return the margin of a tile in pixels: as given, all of the network's reach, or the model's own.
+
+    A margin of pixels counts for all members of an ensemble; the others are each member's own.
 
     Raises
     ------

@@ -43,7 +43,9 @@ from satseg.learning.detection.budget import (
 from satseg.learning.detection.engine import RowBand, Working, scan
 from satseg.learning.detection.inference import chosen_halo
 from satseg.learning.detection.products import Making, Products, Targets
-from satseg.learning.networks.bundle import Model, resolve_device
+from satseg.learning.machine import resolve_device
+from satseg.learning.networks.ensemble import Predictor, identity
+from satseg.learning.networks.ensemble_file import MEANS, Mean
 from satseg.learning.networks.forward import ScoreType, Wanted
 from satseg.learning.networks.runtimes import ENGINES
 from satseg.learning.networks.views import TTA
@@ -80,9 +82,13 @@ class DetectOptions:
         Several that share the work, such as ("cuda:0", "cuda:1"); the model's own when left out.
     amp : bool
         Compute in half precision: faster, scores differ in the third digit.
-    tta : {"none", "d4", "scales", "d4+scales"}
-        Average the scores over flips and quarter turns, at eight times the work; over 0.75, 1 and 1.5 times the
-        working resolution, at four times; over both, at thirty times.
+    tta : {"none", "flips", "d4", "scales", "d4+scales"}
+        Average the scores over a tile as it is, flipped both ways and transposed, at four times the work; over all
+        flips and quarter turns, at eight times; over 0.75, 1 and 1.5 times the working resolution, at four times;
+        over the last two, at thirty times.
+    mean : {"arithmetic", "geometric"}, optional
+        Of the scores, over the views of `tta` and the members of an ensemble; when left out that of the ensemble's
+        file, else the arithmetic one.
     threshold : float, optional
         For all classes, in place of the model's own.
     min_area, simplify : float, optional
@@ -108,6 +114,7 @@ class DetectOptions:
     devices: Sequence[str] = ()
     amp: bool = False
     tta: str = "none"
+    mean: Mean | None = None
     threshold: float | None = None
     min_area: float | None = None
     simplify: float = 0.0
@@ -116,7 +123,8 @@ class DetectOptions:
     register: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("tta", tuple(TTA)), ("engine", ENGINES), ("score_type", get_args(ScoreType))):
+        choices = {"tta": tuple(TTA), "engine": ENGINES, "score_type": get_args(ScoreType), "mean": (None, *MEANS)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
                 raise UsageError(f"{name} {getattr(self, name)!r} is not {words}", code="E-USE-021")
@@ -145,7 +153,7 @@ class DetectOptions:
             return scene.grid.window
         return scene.grid.window_of(self.bounds, self.bounds_crs)
 
-    def working(self, model: Model) -> Working:
+    def working(self, model: Predictor) -> Working:
         """How the engine works with `model`: devices, batch, threads."""
         devices = tuple(resolve_device(name) for name in self.devices) or (model.device,)
         on_gpu = devices[0].type == "cuda"
@@ -153,7 +161,8 @@ class DetectOptions:
         return Working(
             engine=self.engine,
             amp=self.amp,
-            views=TTA[self.tta],
+            views=replace(TTA[self.tta], mean=self.mean or model.mean),
+            halos=tuple(chosen_halo(member, self.halo) for member in model.members),
             devices=devices,
             batch_size=self.batch_size or 1,
             readers=max(1, cores // 2),
@@ -161,15 +170,15 @@ class DetectOptions:
             bands_ahead=1 if on_gpu else 0,
         )
 
-    def thresholds(self, model: Model) -> NDArray[np.float32]:
+    def thresholds(self, model: Predictor) -> NDArray[np.float32]:
         """One threshold per plane: for classes the option or the model's own, for their cores `CORE_LEVEL`."""
-        own = [item.threshold for item in model.card.classes]
+        own = [item.threshold for item in model.items]
         levels = own if self.threshold is None else [self.threshold] * len(own)
         return np.asarray([*levels, *(CORE_LEVEL for _ in model.cores)], dtype=np.float32)
 
-    def cleaning(self, model: Model) -> Cleaning:
+    def cleaning(self, model: Predictor) -> Cleaning:
         """What is cleaned away of each class."""
-        classes = model.card.classes
+        classes = model.items
         least = {c.name: c.min_area_m2 if self.min_area is None else self.min_area for c in classes}
         return Cleaning(least, {c.name: c.min_hole_m2 for c in classes}, self.simplify)
 
@@ -180,7 +189,7 @@ class Detection:
 
     Parameters
     ----------
-    model : Model
+    model : Predictor
     scene : Scene
         As `working_scene` returns it.
     plan : TilePlan
@@ -192,7 +201,7 @@ class Detection:
     aoi : ndarray of Polygon, optional
     """
 
-    model: Model
+    model: Predictor
     scene: Scene
     plan: TilePlan
     wanted: Wanted
@@ -202,18 +211,23 @@ class Detection:
     aoi: Geometries | None = None
 
     @classmethod
-    def prepare(cls, model: Model, scene: Scene, options: DetectOptions, wanted: Wanted) -> Detection:
+    def prepare(cls, model: Predictor, scene: Scene, options: DetectOptions, wanted: Wanted) -> Detection:
         """Choose tiles and check what can be checked before work starts.
 
         Raises
         ------
         UsageError, GridError, CRSError, InputError
-            Options that make no sense for this model and scene.
+            Options that make no sense for this model and scene; a model alone cannot disagree (E-USE-027).
         """
+        if wanted.disagreement and len(model.members) == 1:
+            raise UsageError(
+                "a single model has nobody to disagree with", hint="give an ensemble, or ask for the entropy",
+                code="E-USE-027",
+            )  # fmt: skip
         window, working = options.window(scene), options.working(model)
         working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(
-            model, scene, window, wanted, working, halo=chosen_halo(model, options.halo), tile=options.tile,
+            model, scene, window, wanted, working, halo=max(working.halos), tile=options.tile,
             max_memory=options.max_memory,
         )  # fmt: skip
         if options.batch_size is None:
@@ -233,7 +247,7 @@ class Detection:
         options, model = self.options, self.model
         return Making(
             grid=self.scene.grid.crop(self.plan.window),
-            classes=model.card.classes,
+            classes=model.items,
             thresholds=options.thresholds(model)[: len(model.classes)],
             cleaning=options.cleaning(model),
             score_type=options.score_type,
@@ -284,7 +298,7 @@ class Detection:
         return {
             "satseg": satseg.__version__,
             "inputs": {name: {} if is_remote(name) else identity_of(name) for name in inputs},
-            "model": {"weights": self.model.card.weights_sha256, "card": checksum(_plain(self.model))},
+            "model": _digests(self.model),
             "bands": list(self.scene.bands),
             "indices": {band.name: _settled(band) for band in self.scene.indices},
             "grid": {"size": [grid.height, grid.width], "transform": list(grid.transform[:6]),
@@ -292,14 +306,15 @@ class Detection:
             "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
                            for one in self.scene.registrations if one.is_moved],
             "area": [place.row_off, place.col_off, place.height, place.width],
-            "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo},
+            "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo,
+                      "halos": list(self.working.halos)},
             "thresholds": {
                 name: round(float(level), 6)
                 for name, level in zip(self.model.classes, options.thresholds(self.model), strict=False)
             },
             "options": {"engine": options.engine, "device": self.working.devices[0].type, "amp": options.amp,
-                        "tta": options.tta, "min_area": options.min_area, "simplify": options.simplify,
-                        "rules": options.rules, "score_type": options.score_type},
+                        "tta": options.tta, "mean": self.working.views.mean, "min_area": options.min_area,
+                        "simplify": options.simplify, "rules": options.rules, "score_type": options.score_type},
             "outputs": {name: None if path is None else path.name for name, path in _named(targets)},
         }  # fmt: skip
 
@@ -328,8 +343,14 @@ def _settled(band: IndexBand) -> dict[str, JsonValue]:
     return {"formula": band.item.formula, "constants": constants, "roles": roles, "undefined": undefined}
 
 
-def _plain(model: Model) -> dict[str, Any]:
-    return model.card.model_dump(mode="json")
+def _digests(model: Predictor) -> JsonValue:
+    """What tells a model, or an ensemble, from all others."""
+    if len(model.members) == 1:
+        (card,) = (member.card for member in model.members)
+        return {"weights": card.weights_sha256, "card": checksum(card.model_dump(mode="json"))}
+    members: list[JsonValue] = [list(identity(member)) for member in model.members]
+    stackers: dict[str, JsonValue] = {str(plane): [*one.weights, one.bias] for plane, one in model.stackers}
+    return {"members": members, "stackers": stackers}
 
 
 def _named(targets: Targets) -> list[tuple[str, Path | None]]:

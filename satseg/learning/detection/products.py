@@ -35,7 +35,8 @@ from satseg.vector.rules import RuledPolygonizer
 from satseg.vector.separate import Separator
 from satseg.vector.stream import FeatureWriter
 
-ENTROPY_BAND = "entropy"
+UNSURE = ("entropy", "disagreement")
+"""Rasters of one byte: bits x 254."""
 PLAIN_PX = 4096
 """Masks up to this side are drawn fast without reduced copies, which take as long to make as the mask itself."""
 
@@ -54,17 +55,26 @@ class Targets:
         GeoTIFF, one band per class.
     entropy : Path, optional
         GeoTIFF of one uint8 band: the greatest entropy of a class in bits x 254; 255 not valid.
+    disagreement : Path, optional
+        The same of what an ensemble's members disagree about.
     """
 
     features: Path | None = None
     mask: Path | None = None
     scores: Path | None = None
     entropy: Path | None = None
+    disagreement: Path | None = None
+
+    @property
+    def rasters(self) -> dict[str, Path]:
+        """Those that are made and are rasters, by name."""
+        named = {name: getattr(self, name) for name in ("mask", "scores", *UNSURE)}
+        return {name: path for name, path in named.items() if path is not None}
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Those that are made, the features first."""
-        return tuple(path for path in (self.features, self.mask, self.scores, self.entropy) if path is not None)
+        return (*((self.features,) if self.features is not None else ()), *self.rasters.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +165,9 @@ class Products:
                         colors={item.name: item.color for item in making.classes},
                     )
                 )  # fmt: skip
-            for name, path in (("mask", targets.mask), ("scores", targets.scores), ("entropy", targets.entropy)):
-                if path is not None:
-                    writer = stack.enter_context(_writer(name, path, making, overwrite=self._overwrite))
-                    self._rasters[name] = _Rows(writer)
+            for name, path in targets.rasters.items():
+                writer = stack.enter_context(_writer(name, path, making, overwrite=self._overwrite))
+                self._rasters[name] = _Rows(writer)
             self._stack = stack.pop_all()
         return self
 
@@ -171,7 +180,7 @@ class Products:
         """Take the results of the next rows; see `forward.Planes`."""
         codes = planes["codes"]
         self._any_valid = self._any_valid or bool((codes[0] != INVALID).any())
-        for name in ("scores", "entropy"):
+        for name in ("scores", *UNSURE):
             if name in self._rasters:
                 self._rasters[name].take(planes[name])
         self._take_codes(self._separator.feed(codes))
@@ -253,8 +262,8 @@ def _writer(name: str, path: Path, making: Making, *, overwrite: bool) -> Raster
             path, grid=making.grid, names=making.names, dtype="uint8", nodata=INVALID, overwrite=overwrite,
             overviews=max(making.grid.shape) > PLAIN_PX, compress="zstd", in_rows=True,
         )  # fmt: skip
-    kind = "uint8" if name == "entropy" else making.score_type
-    names = (ENTROPY_BAND,) if name == "entropy" else making.names
+    kind = "uint8" if name in UNSURE else making.score_type
+    names = (name,) if name in UNSURE else making.names
     return RasterWriter(
         path, grid=making.grid, names=names, dtype=kind, nodata=INVALID if kind == "uint8" else np.nan,
         overwrite=overwrite, resampling="average", scale=1 / BYTE_STEPS if kind == "uint8" else 1.0,

@@ -30,9 +30,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import satseg
+from satseg.classes import ClassItem
 from satseg.errors import BandError, ModelError, OutputError, UsageError
-from satseg.learning.card import CHECKSUM, FORMAT_VERSION, ModelCard, canonical, checksum
+from satseg.learning.card import CHECKSUM, FORMAT_VERSION, IndexCard, ModelCard, canonical, checksum
+from satseg.learning.machine import resolve_device
 from satseg.learning.networks.architectures import architecture_of, saved_network
+from satseg.learning.networks.ensemble_file import ClassStacker, Mean
 from satseg.learning.networks.network import Network
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
@@ -262,10 +265,54 @@ class Model:
         return self.card.class_names
 
     @property
+    def members(self) -> tuple[Model, ...]:
+        """Itself alone: a model answers as an ensemble of one (`satseg.learning.networks.ensemble.Predictor`)."""
+        return (self,)
+
+    @property
+    def mean(self) -> Mean:
+        """Of scores over views, where no other is asked for."""
+        return "arithmetic"
+
+    @property
+    def stackers(self) -> tuple[tuple[int, ClassStacker], ...]:
+        """None: its scores are as they are."""
+        return ()
+
+    @property
+    def items(self) -> tuple[ClassItem, ...]:
+        """The classes, each with its threshold and clean-up values."""
+        return self.card.classes
+
+    @property
+    def separated(self) -> tuple[str, ...]:
+        """Classes whose cores it finds too, in planes after those of the classes."""
+        return self.card.separated
+
+    @property
     def cores(self) -> tuple[tuple[int, int], ...]:
         """Plane of each class whose objects are told apart, and plane of its cores, in the network's output."""
-        separated = self.card.separated
-        return tuple((self.classes.index(name), len(self.classes) + i) for i, name in enumerate(separated))
+        return tuple((self.classes.index(name), len(self.classes) + i) for i, name in enumerate(self.separated))
+
+    @property
+    def indices(self) -> tuple[IndexCard, ...]:
+        """Those of the bands that are computed from others."""
+        return self.card.indices
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Working resolution in metres; None: pixels as they come."""
+        return self.card.gsd_m
+
+    @property
+    def registers(self) -> bool:
+        """Whether the products of a scene are to be laid over each other."""
+        return self.card.registers
+
+    @property
+    def crop(self) -> int:
+        """Pixels that its network cuts off each side."""
+        return self.network.crop
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -347,30 +394,3 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "auto"
     place = resolve_device(device)
     network, card = load_bundle(path)
     return Model(card, network.to(place).to(memory_format=torch.channels_last), place)
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the torch device called `device`: auto (a GPU if there is one), cpu, cuda or cuda:i.
-
-    Raises
-    ------
-    UsageError
-        Another name (E-USE-054), or hardware that is not there (E-USE-055).
-    """
-    name = str(device)
-    kind, _, index = name.partition(":")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    if kind != "cuda" or not (name == kind or index.isdecimal()):
-        raise UsageError(
-            f"device {name!r} is not known", hint="give auto, cpu, cuda or cuda:0", code="E-USE-054"
-        )
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
-        found = f"{count} CUDA device{'s' * (count != 1)}"
-        raise UsageError(
-            f"device {name!r} is not here: torch sees {found}", hint="give auto or cpu", code="E-USE-055"
-        )
-    return torch.device(name)

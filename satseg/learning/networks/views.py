@@ -1,7 +1,8 @@
 """Test-time augmentation: a tile looked at turned, mirrored, smaller and larger, and the scores averaged.
 
 An object that is too large or too small for what the network learnt is of the right size at another scale.
-Scores are averaged, not logits: one view that is very sure does not outvote the others.
+Scores are averaged, not logits: one view that is very sure does not outvote the others. Their geometric mean, as the
+recipe of 2017 took it, is there too (`means`); what lies between pixels of a coarser view is then of that kind as well.
 
 Resampling must not show where tiles were cut. A scale of p/q turns every q pixels into p by the same weights
 (a tent as wide as the coarser pixel), as one strided convolution; tiles and halo are multiples of all q times the
@@ -19,15 +20,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from satseg.learning.networks.ensemble_file import Mean
+from satseg.learning.networks.means import linked, unlinked
+
 FULL_SIZE = Fraction(1)
 SCALES = (Fraction(3, 4), FULL_SIZE, Fraction(3, 2))
 """Within what training zooms chips by default (0.6 to 1.6), at sizes that tiles of few strides allow."""
-TURNS = 8
+Turn: TypeAlias = tuple[int, bool]
+"""Quarter turns to the left, after a flip of left and right or not."""
+UPRIGHT: tuple[Turn, ...] = ((0, False),)
+FLIPS: tuple[Turn, ...] = ((0, False), (2, True), (0, True), (1, True))
+"""The four views of the recipe of 2017: as it is, top and bottom flipped, left and right flipped, transposed."""
+D4: tuple[Turn, ...] = tuple((quarters, mirrored) for quarters in range(4) for mirrored in (False, True))
 TAPS_BEYOND = 1
 """Pixels on each side of a group whose weights may count: enough down to a third of the size."""
 
@@ -38,14 +48,17 @@ class Views:
 
     Parameters
     ----------
-    flips : bool
-        In all eight flips and quarter turns (D4), at each scale.
+    turns : tuple of Turn
+        In which flips and quarter turns, at each scale.
     scales : tuple of Fraction
         Sizes at which it is seen, in parts of its own; from 1/3 on.
+    mean : "arithmetic" or "geometric"
+        Of the scores.
     """
 
-    flips: bool = False
+    turns: tuple[Turn, ...] = UPRIGHT
     scales: tuple[Fraction, ...] = (FULL_SIZE,)
+    mean: Mean = "arithmetic"
 
     @property
     def step(self) -> int:
@@ -55,7 +68,7 @@ class Views:
     @property
     def work(self) -> float:
         """Pixels through the network for each pixel of a tile."""
-        return (TURNS if self.flips else 1) * float(sum(scale**2 for scale in self.scales))
+        return len(self.turns) * float(sum(scale**2 for scale in self.scales))
 
     @property
     def largest(self) -> float:
@@ -70,7 +83,7 @@ class Views:
         return math.ceil((pixels + 2) / coarsest)  # a coarse pixel there by the tent, and one back
 
     def logits(self, network: Callable[[Tensor], Tensor], image: Tensor, *, crop: int) -> Tensor:
-        """Logits (B, K, H - 2 crop, W - 2 crop) of the mean of the scores over all views of `image` (B, C, H, W).
+        """Logits (B, K, H - 2 crop, W - 2 crop) of the mean score over all views of `image` (B, C, H, W).
 
         Parameters
         ----------
@@ -79,33 +92,31 @@ class Views:
         image : Tensor, float32
             Height and width are multiples of `step` times the network's stride.
         """
-        if len(self.scales) == 1 and not self.flips:
+        if len(self.scales) == 1 and len(self.turns) == 1:
             return network(image)
         total = torch.zeros((), device=image.device)
         for scale in self.scales:
-            scores = self._scores(network, resampled(image, scale))
-            total = total + (scores if scale == 1 else _back(scores, scale, crop=crop))
-        return torch.logit(total / len(self.scales))
+            values = self._turned(network, resampled(image, scale))
+            total = total + (values if scale == 1 else _back(values, scale, crop=crop))
+        return unlinked(total / len(self.scales), self.mean)
 
-    def _scores(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Scores of `image`, the mean over D4 if wanted, each turned back."""
-        if not self.flips:
-            return network(image.contiguous(memory_format=torch.channels_last)).sigmoid()
+    def _turned(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        """What the mean of `image` is taken of, itself the mean over all turns, each turned back."""
         total = torch.zeros((), device=image.device)
-        for turns in range(4):
-            for mirrored in (False, True):
-                turned = torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
-                turned = turned.contiguous(memory_format=torch.channels_last)
-                scores = torch.rot90(network(turned).sigmoid(), -turns, (-2, -1))
-                total = total + (scores.flip(-1) if mirrored else scores)
-        return total / TURNS
+        for quarters, mirrored in self.turns:
+            turned = torch.rot90(image.flip(-1) if mirrored else image, quarters, (-2, -1))
+            turned = turned.contiguous(memory_format=torch.channels_last)
+            values = torch.rot90(linked(network(turned), self.mean), -quarters, (-2, -1))
+            total = total + (values.flip(-1) if mirrored else values)
+        return total / len(self.turns)
 
 
 TTA = {
     "none": Views(),
-    "d4": Views(flips=True),
+    "flips": Views(turns=FLIPS),
+    "d4": Views(turns=D4),
     "scales": Views(scales=SCALES),
-    "d4+scales": Views(flips=True, scales=SCALES),
+    "d4+scales": Views(turns=D4, scales=SCALES),
 }
 """What the option `tta` may be."""
 
@@ -132,7 +143,8 @@ def resampled(image: Tensor, scale: Fraction) -> Tensor:
 def _back(scores: Tensor, scale: Fraction, *, crop: int) -> Tensor:
     """Scores that were computed at `scale`, `crop` pixels missing there, at full size with `crop` missing there.
 
-    What lies within the wider crop of a coarse view is its nearest score: no tile keeps it, see `Views.margin`.
+    Or their logarithms. What lies within the wider crop of a coarse view is its nearest one: no tile keeps it,
+    see `Views.margin`.
     """
     whole = F.pad(scores, (crop,) * 4, mode="replicate") if crop else scores
     full = resampled(whole, 1 / scale)
