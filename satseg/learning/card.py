@@ -139,7 +139,10 @@ class TrainingSource(_Part):
 
 
 class Training(_Part):
-    """How the weights came about; `start` is the model file that they were fine-tuned from."""
+    """How the weights came about.
+
+    `start` is the model file that they were fine-tuned from, `mean_of` tells the weights whose mean they are.
+    """
 
     sources: tuple[TrainingSource, ...] = ()
     steps: Count | None = None
@@ -147,6 +150,7 @@ class Training(_Part):
     seed: int | None = None
     options: Plain = {}
     start: FileHash | None = None
+    mean_of: tuple[Sha256, ...] = ()
 
 
 class ModelCard(_Part):

@@ -1,0 +1,28 @@
+"""`satseg average`: checkpoints of one network in, the model of their mean weights out."""
+
+from __future__ import annotations
+
+import click
+
+from satseg.cli.common import overwrite_option
+
+
+@click.command("average")
+@click.argument("models", nargs=-1, required=True, type=click.Path(), metavar="MODEL...")
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="FILE.safetensors", help="File to write.")
+@overwrite_option
+def command(models: tuple[str, ...], output: str, overwrite: bool) -> None:
+    """Write the model whose weights are the mean of those of MODEL....
+
+    They are checkpoints of one training, or trainings from the same start: of the same network, bands,
+    normalisation and classes. The card says of which weights it is the mean.
+    """
+    from satseg.learning.networks.average import average
+    from satseg.output import check_distinct, check_writable
+
+    if not output.lower().endswith(".safetensors"):
+        raise click.UsageError(f"{output}: models are written as .safetensors only")
+    check_writable(output, overwrite=overwrite)
+    check_distinct([output], inputs=models)
+    average(models).save(output, overwrite=overwrite)
+    click.echo(f"{output}: mean of {len(models)} models")
