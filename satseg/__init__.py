@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from satseg.imagery.indexing import index
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
+    from satseg.learning.networks.average import average
     from satseg.learning.networks.bundle import Model, load_model
+    from satseg.learning.networks.ensemble import Ensemble, write_ensemble
     from satseg.pipeline import detect, detect_to_file, plan, predict, train
     from satseg.raster import Raster
     from satseg.scoring.report import Report
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from satseg.stacking import stack
     from satseg.vector.features import read_features, write_features
     from satseg.vector.polygonize import polygonize
+    from satseg.vector.voting import vote
 
 __version__ = "0.1.0"
 
@@ -41,11 +44,15 @@ _HOMES = {
     "stack": "satseg.stacking",
     "load_model": "satseg.learning.networks.bundle",
     "Model": "satseg.learning.networks.bundle",
+    "Ensemble": "satseg.learning.networks.ensemble",
+    "write_ensemble": "satseg.learning.networks.ensemble",
+    "average": "satseg.learning.networks.average",
     "detect": "satseg.pipeline",
     "detect_to_file": "satseg.pipeline",
     "predict": "satseg.pipeline",
     "refit": "satseg.fitting",
     "polygonize": "satseg.vector.polygonize",
+    "vote": "satseg.vector.voting",
     "rasterize": "satseg.imagery.labels",
     "index": "satseg.imagery.indexing",
     "score": "satseg.scoring.score",
@@ -55,8 +62,8 @@ _HOMES = {
 
 __all__ = [
     "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "train_folds",
-    "stack", "load_model", "Model", "detect", "detect_to_file", "predict", "refit", "polygonize", "rasterize", "index",
-    "score", "Report", "SatsegError",
+    "stack", "load_model", "Model", "Ensemble", "write_ensemble", "average", "detect", "detect_to_file", "predict",
+    "refit", "polygonize", "vote", "rasterize", "index", "score", "Report", "SatsegError",
 ]
 
 
