@@ -93,8 +93,8 @@ def test_info_tells_of_models_and_ensembles(town, run, monkeypatch):
     monkeypatch.chdir(town)
     run("ensemble", "1.safetensors", "2.safetensors", "-o", "team.toml").done()
     told = run("info", "team.toml", "1.safetensors").done().out
-    assert "mean    arithmetic of 2 models" in told
-    assert told.count("class   a") == 2
+    assert "arithmetic mean of 2 models" in told
+    assert told.count("threshold 0.5") == 4
     facts = json.loads(run("info", "team.toml", "--json").done().out)
     assert len(facts["members"]) == 2
     assert [item["name"] for item in facts["classes"]] == ["a", "b"]

@@ -202,7 +202,7 @@ def test_tiles_without_a_valid_pixel_are_not_computed(tmp_path, monkeypatch):
     original = engine.Forward.__call__
     monkeypatch.setattr(
         engine.Forward, "__call__",
-        lambda self, batch: computed.extend((p.tile.row, p.tile.col) for p in batch) or original(self, batch),
+        lambda self, batch: computed.extend((p.tiles[0].row, p.tiles[0].col) for p in batch) or original(self, batch),
     )  # fmt: skip
     result = scores(tiny_model(), scene, tile=32)
     assert sorted(computed) == [(0, 0), (1, 0), (1, 2)]

@@ -188,6 +188,19 @@ def test_thresholds_are_the_mean_of_the_members_and_clean_up_the_least(members):
     assert [item.min_area_m2 for item in team.items] == pytest.approx([1.8, 1.8])
 
 
+def test_rules_that_members_do_not_share_are_refused_and_lengths_are_the_mean(scene):
+    def ruled(seed, **rules):
+        model = tiny_model(seed=seed, depth=2)
+        items = (model.items[0].model_copy(update=rules), *model.items[1:])
+        return replace(model, card=model.card.model_copy(update={"classes": items}))
+
+    team = Ensemble.of([ruled(1, buffer_m=1.0, erases=("b",)), ruled(2, buffer_m=2.0, erases=("b",))])
+    assert (team.items[0].buffer_m, team.items[0].erases) == (1.5, ("b",))
+    with pytest.raises(ModelError, match="other rules of 'a': erases b and ") as refused:
+        Ensemble.of([ruled(1, erases=("b",)), ruled(2)])
+    assert refused.value.code == "E-MOD-045"
+
+
 def test_a_member_that_was_trained_anew_is_refused(tmp_path, files):
     write_ensemble(files, tmp_path / "team.toml")
     shutil.copy(files[1], files[0])
@@ -245,14 +258,14 @@ def test_disagreement_is_written_as_bits_and_reads_as_computed(tmp_path, members
 def test_the_way_by_torch_gives_what_the_compiled_way_gives(members, scene, monkeypatch):
     """On a GPU pixels are picked, normalised and blended by torch; the same code runs here on the CPU."""
     ours = satseg.predict(members, scene, tile=64, batch_size=2)
-    monkeypatch.setattr(Look, "compiled", property(lambda look: False, lambda look, value: None))
+    monkeypatch.setattr(Look, "compiled", property(lambda look: False, lambda look, value: None), raising=False)
     theirs = satseg.predict(members, scene, tile=64, batch_size=2)
     np.testing.assert_array_equal(ours.valid, theirs.valid)
     np.testing.assert_allclose(ours.data, theirs.data, atol=2e-6)
 
 
 def test_a_mean_of_another_name_is_refused(members, scene):
-    with pytest.raises(UsageError, match="'harmonic' is not .*'arithmetic' or 'geometric'"):
+    with pytest.raises(UsageError, match=r"'harmonic' is not .*'arithmetic' or 'geometric'"):
         satseg.predict(members, scene, mean="harmonic")
 
 

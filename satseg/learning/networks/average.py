@@ -14,7 +14,6 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from satseg.errors import ModelError, UsageError
 from satseg.learning.card import ModelCard
 from satseg.learning.networks.bundle import Model, load_model
-from satseg.learning.networks.ensemble import identity
+from satseg.learning.networks.ensemble import check_together, common_items, identity
 
 __all__ = ["average"]
 
@@ -49,7 +48,7 @@ def average(models: Sequence[Model | str | os.PathLike[str]]) -> Model:
     UsageError
         Fewer than two (E-USE-025).
     ModelError
-        They differ in more than their weights (E-MOD-044); what differs is named.
+        They differ in more than their weights (E-MOD-044, or as of ensembles); what differs is named.
     """
     loaded = [one if isinstance(one, Model) else load_model(one) for one in models]
     names = [f"model {n}" if isinstance(one, Model) else os.fspath(one) for n, one in enumerate(models, start=1)]
@@ -57,6 +56,7 @@ def average(models: Sequence[Model | str | os.PathLike[str]]) -> Model:
         raise UsageError(f"the mean of {len(loaded)} model is no mean", hint="give two or more", code="E-USE-025")
     for model, name in zip(loaded[1:], names[1:], strict=True):
         _check_alike(loaded[0].card, model.card, f"{names[0]} and {name}")
+    check_together([model.card for model in loaded], names)
     loaded.sort(key=identity)
     states = [model.network.state_dict() for model in loaded]
     network = copy.deepcopy(loaded[0].network)
@@ -91,23 +91,13 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 def _card(cards: Sequence[ModelCard], digests: tuple[str, ...]) -> ModelCard:
     """What the mean says about itself: it is of all that its parts learnt from, and nobody has scored it yet."""
-    classes = tuple(
-        same[0].model_copy(
-            update={
-                "threshold": fmean(item.threshold for item in same),
-                "min_area_m2": min(item.min_area_m2 for item in same),
-                "min_hole_m2": min(item.min_hole_m2 for item in same),
-            }
-        )
-        for same in zip(*(card.classes for card in cards), strict=True)
-    )
     tolerances = [card.halo_tolerance for card in cards if card.halo_tolerance is not None]
     sources = {source.model_dump_json(): source for card in cards for source in card.training.sources}
     training = cards[0].training.model_copy(
         update={"sources": tuple(sources.values()), "mean_of": digests, "steps": None, "seconds": None}
     )
     update = {
-        "classes": classes, "halo": max(card.halo for card in cards), "halo_tolerance": max(tolerances, default=None),
-        "scores": {}, "training": training, "weights_sha256": None,
+        "classes": common_items(cards), "halo": max(card.halo for card in cards),
+        "halo_tolerance": max(tolerances, default=None), "scores": {}, "training": training, "weights_sha256": None,
     }  # fmt: skip
     return cards[0].model_copy(update=update)

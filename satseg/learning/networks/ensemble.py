@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 from typing import Any, Protocol, TypeAlias
@@ -149,8 +149,9 @@ class Ensemble:
         check_together([model.card for model in models], called)
         order = sorted(range(len(models)), key=lambda number: identity(models[number]))
         members = tuple(models[number] for number in order)
+        cards = [model.card for model in members]
         if file is None:
-            return cls(members, "arithmetic", _items(members, "arithmetic", {}))
+            return cls(members, "arithmetic", common_items(cards))
         classes = members[0].classes
         for name in (*file.thresholds, *file.stacker):
             if name not in classes:
@@ -160,7 +161,7 @@ class Ensemble:
             (classes.index(name), one.model_copy(update={"weights": tuple(one.weights[number] for number in order)}))
             for name, one in file.stacker.items()
         )
-        return cls(members, file.mean, _items(members, file.mean, {**stacked, **file.thresholds}), stackers)
+        return cls(members, file.mean, common_items(cards, file.mean, {**stacked, **file.thresholds}), stackers)
 
     @classmethod
     def load(cls, path: PathLike, device: str | torch.device = "auto") -> Ensemble:
@@ -307,8 +308,8 @@ def check_together(cards: Sequence[ModelCard], names: Sequence[str]) -> None:
     known: dict[str, tuple[str, IndexCard]] = {}
     for card, name in zip(cards, names, strict=True):
         for index in card.indices:
-            earlier, other = known.setdefault(index.item.name, (name, index))
-            if other != index:
+            earlier, meant = known.setdefault(index.item.name, (name, index))
+            if meant != index:
                 raise ModelError(f"{earlier} and {name} mean other things by {index.item.name}", code="E-MOD-043")
 
 
@@ -322,16 +323,18 @@ def _metres(gsd_m: float | None) -> str:
     return "that of the scene" if gsd_m is None else f"{gsd_m:.4g} m"
 
 
-def _items(members: Sequence[Model], mean: Mean, thresholds: dict[str, float]) -> tuple[ClassItem, ...]:
-    """The classes of an ensemble: `thresholds` where given, else the mean of the members', which scores are too."""
-    items = []
-    for plane, first in enumerate(members[0].items):
-        same = [model.items[plane] for model in members]
+def common_items(
+    cards: Sequence[ModelCard], mean: Mean = "arithmetic", thresholds: Mapping[str, float] | None = None
+) -> tuple[ClassItem, ...]:
+    """Return the classes of several models: `thresholds` where given, else the mean of theirs, which scores are too."""
+    items, given = [], thresholds or {}
+    for same in zip(*(card.classes for card in cards), strict=True):
+        first = same[0]
         levels = [item.threshold for item in same]
         own = fmean(levels) if mean == "arithmetic" else geometric_mean(levels)
         least = {name: min(getattr(item, name) for item in same) for name in ("min_area_m2", "min_hole_m2")}
         lengths = {name: fmean(getattr(item, name) for item in same) for name in ("buffer_m", "simplify_m")}
-        items.append(first.model_copy(update={"threshold": thresholds.get(first.name, own), **least, **lengths}))
+        items.append(first.model_copy(update={"threshold": given.get(first.name, own), **least, **lengths}))
     return tuple(items)
 
 
