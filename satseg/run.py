@@ -84,9 +84,7 @@ class ModelOptions(BaseModel):
     freeze: float = Field(0.0, ge=0, le=1, description="share of the budget in which the encoder stays as it is")
     encoder_rate: float = Field(1.0, gt=0, le=100, description="factor on the encoder's learning rate")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor from one quarter of the encoder to the one before")
-    members: Annotated[
-        int | None, Field(ge=1, le=32, description="networks learnt in turn that answer together; by the budget")
-    ] = None
+    members: int | None = Field(None, ge=1, le=32, description="networks learnt in turn that answer as one")
     width: int = Field(32, ge=1, description="filters of the finest level")
     width_multiplier: float = 2.0
     depth: int = Field(4, ge=1, le=8, description="levels")
