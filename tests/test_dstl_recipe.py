@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import geopandas
-import numpy as np
 import pytest
 import shapely
 
@@ -115,7 +116,8 @@ def test_fitted_indices_come_back_from_their_file(tmp_path):
     rule = FittedIndex(("Waterway", "Standing water"), "ndwi", 0.25, "above", 80.0, 0.5, {"nir": "nir2"}, None, True)
     write_fitted([rule], tmp_path / "rules.json")
     assert FittedIndex.read(tmp_path / "rules.json") == (rule,)
-    assert list(rule.class_of(np.array([79.0, 80.0]))) == ["Standing water", "Waterway"]
+    assert [(one.to, one.below_m2) for one in rule.becomes] == [("Standing water", 80.0)]
+    assert replace(rule, cut_m2=0.0).becomes == ()
     (tmp_path / "rules.json").write_text('[{"index": 1}]')
     with pytest.raises(InputError, match="fitted"):
         FittedIndex.read(tmp_path / "rules.json")

@@ -50,7 +50,7 @@ def written(folder: Path, text: str | bytes, name: str = "camera.toml") -> Path:
 
 def test_all_wanted_sensors_and_class_lists_ship() -> None:
     assert set(SENSORS) == WANTED
-    assert set(specs.list_classes()) == {"dstl", "buildings", "landcover"}
+    assert set(specs.list_classes()) == {"dstl", "dstl_2017", "dstl_2017_unbuffered", "buildings", "landcover"}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
@@ -203,7 +203,7 @@ def test_unknown_sensor_is_refused_with_the_nearest_name(name: str) -> None:
 def test_hopeless_names_are_refused_with_the_list() -> None:
     with pytest.raises(SpecError, match=r"known: .*pleiades.*worldview3"):
         sensor_spec("qqq")
-    with pytest.raises(SpecError, match=r"unknown class list 'qqq'; known: buildings, dstl, landcover"):
+    with pytest.raises(SpecError, match=r"unknown class list 'qqq'; known: buildings, dstl, dstl_2017, .*landcover"):
         class_spec("qqq")
     with pytest.raises(SpecError, match=r"unknown sensor or class list 'qqq'; known: .*rgb.*dstl"):
         specs.find_document("qqq")
@@ -256,7 +256,7 @@ def test_documents_inside_the_package_win_over_those_beside_it(
         cached.cache_clear()
     try:
         assert specs.list_sensors() == ("inside",)
-        assert specs.list_classes() == ("buildings", "dstl", "landcover")
+        assert set(specs.list_classes()) >= {"buildings", "dstl", "landcover"}
     finally:
         for cached in caches:
             cached.cache_clear()

@@ -1,8 +1,9 @@
 """detect_recipe(): the models of `train_recipe` on a contest's tiles, a vector file for each in metres of its frame.
 
 A recipe of one network and no index goes the way of every detection, in row bands (`satseg.pipeline.detect_to_file`).
-Several networks, and indices, meet as masks: scores of a class that several networks know are averaged, its threshold
-applied, and all classes outlined together. What is written is what `satseg dstl submit` reads.
+Several networks, and indices, meet before they are outlined: scores of a class that several networks know are averaged,
+and the rules of the classes (`satseg.vector.rules`) hold between all of them. What is written is what `satseg dstl
+submit` reads.
 Rejected: outlining each network by itself and joining files, in which no class could erase another.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,10 +19,8 @@ from typing import Any, TypeAlias
 import geopandas
 import numpy as np
 import pandas
-from numpy.typing import NDArray
 
-from satseg.errors import InputError, OutputError
-from satseg.grid import Grid
+from satseg.errors import InputError, OutputError, UsageError
 from satseg.imagery.scene import Scene
 from satseg.learning.networks.bundle import Model, load_model
 from satseg.output import os_errors_as_output_errors
@@ -36,12 +35,15 @@ from satseg.tasks.dstl.index_parts import FittedIndex
 from satseg.tasks.dstl.recipe import Recipe, load_recipe
 from satseg.tasks.dstl.training import RECIPE, RULES, RUN
 from satseg.vector.features import empty_features, write_features
-from satseg.vector.polygonize import polygonize
+from satseg.vector.finish import Cleaning
+from satseg.vector.layers import LAST, PlaneCode
+from satseg.vector.rules import RuledPolygonizer
 
 PathLike: TypeAlias = str | os.PathLike[str]
 SUFFIX = ".gpkg"
 UNITS: Units = "metres"
-SHOWN = 5
+CERTAIN = np.uint8(LAST)
+"""The code of what an index says: nothing is more certain or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,40 +210,51 @@ def _scene(tile: Tile, recipe: Recipe, model: Model) -> Scene:
 
 def _composed(models: Models, tile: Tile, options: Mapping[str, Any]) -> geopandas.GeoDataFrame:
     """Return the layer of a tile that several networks and indices make together."""
-    items = {item.name: item for item in models.items}
-    least = {name: item.min_area_m2 for name, item in items.items()}
-    holes = {name: item.min_hole_m2 for name, item in items.items()}
-    ids = {name: item.id for name, item in items.items()}
-    layers = []
-    for names, mask in _masks(models, tile, options):
-        layers.append(polygonize(mask, class_ids=[ids[name] for name in names], min_area_m2=least, min_hole_m2=holes))
+    scores, levels = _scores(models, tile, options), {item.name: item.threshold for item in models.items}
+    grid = next(iter(scores.values())).grid
+    planes = {name: PlaneCode(levels[name]).codes(raster.data[0], raster.valid) for name, raster in scores.items()}
+    named = {item.name: item for item in models.items}
     for rule in models.rules:
-        layers.append(_told_apart(rule, polygonize(rule.mask(tile)), ids, least))
-    found = [layer for layer in layers if len(layer)]
+        first, mask = rule.classes[0], rule.mask(tile, grid)
+        told = np.where(mask.data[0], CERTAIN, np.uint8(0))
+        planes[first] = np.maximum(planes[first], told) if first in planes else told
+        named[first] = named[first].model_copy(update={"becomes": rule.becomes})
+    empty = np.zeros(grid.shape, np.uint8)
+    cleaning = Cleaning(
+        {name: item.min_area_m2 for name, item in named.items()},
+        {name: item.min_hole_m2 for name, item in named.items()},
+    )
+    traced = RuledPolygonizer(
+        grid, tuple(named.values()), cleaning=cleaning,
+        score_of=[PlaneCode(item.threshold).score_of for item in named.values()],
+    )  # fmt: skip
+    parts = [traced.feed(np.stack([planes.get(name, empty) for name in named])), traced.finish()]
+    found = [part for part in parts if len(part)]
     return pandas.concat(found, ignore_index=True) if found else empty_features(None)
 
 
-def _masks(models: Models, tile: Tile, options: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], Raster]]:
-    """Yield the classes of networks and where they are; once for each grid that networks work on."""
-    sums: dict[Grid, dict[str, list[NDArray[np.float32]]]] = {}
-    valid: dict[Grid, NDArray[np.bool_]] = {}
-    for model in models.networks.values():
-        scores = predict(model, _scene(tile, models.recipe, model), **options)
-        for name, plane in zip(model.classes, scores.data, strict=True):
-            sums.setdefault(scores.grid, {}).setdefault(name, []).append(plane)
-        valid[scores.grid] = scores.valid
-    levels = {item.name: np.float32(item.threshold) for item in models.items}
-    for grid, planes in sums.items():
-        masks = [np.mean(own, axis=0) >= levels[name] for name, own in planes.items()]
-        yield tuple(planes), Raster(np.stack(masks), grid, tuple(planes), valid[grid])
+def _scores(models: Models, tile: Tile, options: Mapping[str, Any]) -> dict[str, Raster]:
+    """Return the scores of each class, one channel: the mean over the networks that know it.
 
-
-def _told_apart(
-    rule: FittedIndex, layer: geopandas.GeoDataFrame, ids: Mapping[str, int], least: Mapping[str, float]
-) -> geopandas.GeoDataFrame:
-    """Return the features of an index with their classes, those too small for theirs left out."""
-    areas = layer["area_m2"].to_numpy()
-    names = rule.class_of(areas)
-    kept = np.array([area >= least[name] for area, name in zip(areas, names, strict=True)], bool)
-    said = layer.assign(class_name=names, class_id=[ids[name] for name in names])
-    return said[kept]
+    Raises
+    ------
+    UsageError
+        Networks work at several resolutions (E-USE-311).
+    """
+    sums: dict[str, Raster] = {}
+    counts: Counter[str] = Counter()
+    for name, model in models.networks.items():
+        found = predict(model, _scene(tile, models.recipe, model), **options)
+        if sums and next(iter(sums.values())).grid != found.grid:
+            raise UsageError(
+                f"network {name} works at another resolution than the others, {found.grid.shape} pixels",
+                hint="give all networks of a recipe one gsd", code="E-USE-311",
+            )  # fmt: skip
+        for class_name, plane in zip(model.classes, found.data, strict=True):
+            whole = plane + sums[class_name].data[0] if class_name in sums else plane
+            sums[class_name] = Raster(whole[None], found.grid, (class_name,), found.valid)
+            counts[class_name] += 1
+    return {
+        name: raster if counts[name] == 1 else replace(raster, data=raster.data / np.float32(counts[name]))
+        for name, raster in sums.items()
+    }

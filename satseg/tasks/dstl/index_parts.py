@@ -20,7 +20,9 @@ import geopandas
 import numpy as np
 from numpy.typing import NDArray
 
+from satseg.classes import ShapeRule
 from satseg.errors import InputError
+from satseg.grid import Grid
 from satseg.imagery.index_rule import IndexClassifier, Side
 from satseg.imagery.scene import Scene
 from satseg.output import write_text
@@ -68,14 +70,15 @@ class FittedIndex:
     scale: float | None
     registered: bool
 
-    def mask(self, tile: Tile) -> Raster:
-        """Return where a tile is of the classes: one bool channel on the three-band grid, in metres."""
+    def mask(self, tile: Tile, grid: Grid | None = None) -> Raster:
+        """Return where a tile is of the classes: one bool channel on `grid`, else the three-band one in metres."""
         scene = tile.scene(products=SEEN, units=UNITS, register=self.registered)
-        return self._classifier().apply(scene)
+        return self._classifier().apply(scene if grid is None or grid == scene.grid else scene.on_grid(grid))
 
-    def class_of(self, areas_m2: NDArray[np.float64]) -> NDArray[np.object_]:
-        """Return the class of features by their areas."""
-        return np.where(areas_m2 >= self.cut_m2, self.classes[0], self.classes[-1]).astype(object)
+    @property
+    def becomes(self) -> tuple[ShapeRule, ...]:
+        """What makes a feature of the first class one of the second."""
+        return (ShapeRule(to=self.classes[1], below_m2=self.cut_m2),) if self.cut_m2 > 0 else ()
 
     @staticmethod
     def read(path: PathLike) -> tuple[FittedIndex, ...]:
