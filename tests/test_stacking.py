@@ -13,6 +13,7 @@ from satseg.crs import parse_crs
 from satseg.errors import InputError, OutputError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.writer import RasterWriter
+from satseg.learning.networks.ensemble_file import EnsembleFile, combined
 from satseg.learning.training.families import HIGHEST, LOWEST, Families, logits_of
 from satseg.learning.training.fold_report import FoldModel, FoldReport, FoldScene
 from satseg.learning.training.out_of_fold import pooled
@@ -169,3 +170,13 @@ def test_an_ensemble_file_that_is_there_stays(two, tmp_path, run):
     told = json.loads(run("stack", *two, "-o", tmp_path / "t.toml", "--overwrite", "--json", "-q").done().out)
     assert told["families"] == ["first", "second"]
     assert "stacked" in run("stack", *two, "-o", tmp_path / "u.toml").done().out
+
+
+def test_the_file_answers_as_the_stacker_does_on_means_of_folds(two, tmp_path):
+    report = satseg.stack(two, tmp_path / "team.toml")
+    file = EnsembleFile.read(tmp_path / "team.toml")
+    logits = np.random.default_rng(0).normal(0, 3, (4, len(NAMES), 50))
+    said = combined(logits, file.mean, [file.stacker[name] for name in NAMES])
+    families = logits.reshape(2, 2, len(NAMES), 50).mean(axis=1)
+    for k, item in enumerate(report.classes):
+        assert said[k] == pytest.approx(sigmoid(np.tensordot(item.weights, families[:, k], axes=1) + item.bias))
