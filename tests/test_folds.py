@@ -171,6 +171,14 @@ def test_the_ensemble_is_the_mean_of_all_with_pooled_thresholds(family):
     assert content["thresholds"] == {item.name: item.threshold for item in report.classes}
 
 
+def test_the_folder_finds_what_its_ensemble_does(family):
+    folder, data, _ = family
+    scores = [satseg.predict(model, data[0][0]).data for model in (folder, folder / "ensemble.toml")]
+    assert np.array_equal(*scores)
+    members = [satseg.predict(folder / f"fold{n}.safetensors", data[0][0]).data for n in (1, 2)]
+    assert scores[0] == pytest.approx(np.mean(members, axis=0), abs=1e-6)
+
+
 def test_a_stopped_run_goes_on_with_what_is_there(family, tmp_path):
     _, data, report = family
     given = {"output": tmp_path / "part", "groups": ["x", None, "x"], "folds": 2, "steps": 2, **FAST}

@@ -112,7 +112,8 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
     """Find what MODEL knows in each SCENE and write polygons to OUTPUT.
 
-    MODEL is a model file or an ensemble file (.toml); with --ensemble several model files may be given.
+    MODEL is a model file, an ensemble file (.toml) or the folder of a training in folds; with --ensemble several
+    model files may be given.
     The suffix of OUTPUT picks the format (.shp .gpkg .geojson .fgb .parquet .csv). SCENE may be a folder or
     a quoted pattern such as "scenes/*.tif". With several scenes OUTPUT is a folder, and one that fails does
     not stop the others.

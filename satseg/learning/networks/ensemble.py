@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any, Protocol, TypeAlias
 
@@ -36,6 +37,8 @@ __all__ = ["Ensemble", "ModelLike", "Predictor", "as_predictor", "load_predictor
 PathLike: TypeAlias = str | os.PathLike[str]
 STACKED_THRESHOLD = 0.5
 """Of a class with a stacker and without a threshold: its score is a fitted probability."""
+IN_FOLDER = "ensemble.toml"
+"""Of a folder of models that answer together."""
 SAME_GSD = 0.05
 """Share by which working resolutions may differ: as a scene's may from its model's."""
 
@@ -341,6 +344,8 @@ def common_items(
 def load_predictor(paths: PathLike | Sequence[PathLike], device: str | torch.device = "auto") -> Predictor:
     """Return what `paths` name, ready to run on `device`: a model, an ensemble file, or an ensemble of models.
 
+    A folder that has an ``ensemble.toml``, as training in folds leaves it, stands for that file.
+
     Raises
     ------
     ModelError, SpecError, UsageError
@@ -348,7 +353,9 @@ def load_predictor(paths: PathLike | Sequence[PathLike], device: str | torch.dev
     """
     if not isinstance(paths, (str, os.PathLike)):
         return Ensemble.of([load_model(path, device) for path in paths], names=[os.fspath(path) for path in paths])
-    return Ensemble.load(paths, device) if is_ensemble_file(paths) else load_model(paths, device)
+    inside = Path(paths) / IN_FOLDER
+    path = inside if inside.is_file() else paths
+    return Ensemble.load(path, device) if is_ensemble_file(path) else load_model(path, device)
 
 
 def as_predictor(model: ModelLike) -> Predictor:

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from satseg.documents import Document, PathLike
 from satseg.errors import InputError
 from satseg.learning.card import Count, Sha256
+from satseg.learning.networks.ensemble import IN_FOLDER
 from satseg.output import write_text
 from satseg.progress import mean_of
 
-REPORT, ENSEMBLE, OUT_OF_FOLD = "folds.json", "ensemble.toml", "out_of_fold"
+REPORT, ENSEMBLE, OUT_OF_FOLD = "folds.json", IN_FOLDER, "out_of_fold"
 
 
 class FoldModel(Document):
