@@ -61,8 +61,9 @@ def test_tiles_batches_devices_and_threads_change_no_polygon(
     options = job.DetectOptions(tile=tile, batch_size=batch_size, threshold=threshold, devices=("cpu",) * devices)
     how = options.working(model)
     working = job.Working(
-        devices=how.devices, batch_size=batch_size, readers=readers, strips_ahead=strips_ahead, bands_ahead=bands_ahead
-    )
+        devices=how.devices, batch_size=batch_size, readers=readers, strips_ahead=strips_ahead, bands_ahead=bands_ahead,
+        halos=how.halos,
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(job.DetectOptions, "working", lambda self, model: working)
         assert_same(satseg.detect(model, scene, tile=tile, threshold=threshold, **EXACT), whole)
