@@ -170,21 +170,24 @@ def test_a_single_network_is_fine_tuned_alone_whatever_the_budget(trained, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("budget", "device", "members"),
+    ("budget", "device", "bands", "members"),
     [
-        ({"minutes": 1}, CPU, 1),
-        ({"minutes": 5.9}, CPU, 1),
-        ({"minutes": 6}, CPU, 2),
-        ({"minutes": 10}, CPU, 3),
-        ({"minutes": 600}, CPU, 3),
-        ({"minutes": 2}, CUDA, 2),
-        ({"steps": 10}, CPU, 1),
-        ({"steps": 1200}, CPU, 2),
-        ({"steps": 100_000}, CUDA, 3),
+        ({"minutes": 1}, CPU, 3, 1),
+        ({"minutes": 5.9}, CPU, 3, 1),
+        ({"minutes": 6}, CPU, 3, 2),
+        ({"minutes": 10}, CPU, 3, 3),
+        ({"minutes": 600}, CPU, 3, 3),
+        ({"minutes": 10}, CPU, 8, 2),
+        ({"minutes": 10}, CPU, 20, 1),
+        ({"steps": 1200}, CPU, 20, 2),
+        ({"minutes": 2}, CUDA, 3, 2),
+        ({"steps": 10}, CPU, 3, 1),
+        ({"steps": 1200}, CPU, 3, 2),
+        ({"steps": 100_000}, CUDA, 3, 3),
     ],
 )
-def test_members_follow_from_the_budget(budget, device, members):
-    assert members_for(TrainOptions(**budget), device) == members
+def test_members_follow_from_the_budget(budget, device, bands, members):
+    assert members_for(TrainOptions(**budget), device, bands=bands) == members
 
 
 def test_encoders_learn_alone():
