@@ -61,8 +61,8 @@ def jobs(options: argparse.Namespace, systems: dict[str, dict[str, Any]]) -> Ite
             yield Job(system, minutes, seed, PLACES[place], folder, learnt, changes, system == OURS, keep)
 
 
-def trained(job: Job) -> list[Row]:
-    """Return what a process of its own makes of `job`.
+def in_own_process(job: Any, module: str, *, threads: int | None = 1) -> Any:
+    """Return what `module` makes of `job`, a dataclass, in a process of its own, on one thread or as many as it takes.
 
     Raises
     ------
@@ -72,10 +72,10 @@ def trained(job: Job) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         told, result = Path(name) / "job.json", Path(name) / "result.json"
         told.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.trainings", told, result]
-        alone = {**os.environ, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-W", "ignore", "-m", module, told, result]
+        alone = {**os.environ, **(ONE_THREAD if threads == 1 else {}), "CUDA_VISIBLE_DEVICES": ""}
         subprocess.run(command, cwd=ROOT, env=alone, check=True, capture_output=True, text=True)
-        return [Row(**row) for row in json.loads(result.read_text(encoding="utf-8"))]
+        return json.loads(result.read_text(encoding="utf-8"))
 
 
 def why_not(system: str) -> str | None:
@@ -107,7 +107,7 @@ def run_all(options: argparse.Namespace, rows: dict[tuple[Any, ...], Row]) -> li
     for job in jobs(options, systems):
         what = f"{job.system}, {job.minutes:g} CPU-min, seed {job.seed}, {job.place}"
         try:
-            made = trained(job)
+            made = [Row(**row) for row in in_own_process(job, "benchmarks.trainings")]
         except subprocess.CalledProcessError as error:
             notes.append(f"{what} failed: {last_words(error.stderr)}")
             print(error.stderr, notes[-1], sep="\n", flush=True)
@@ -253,9 +253,13 @@ def load() -> dict[tuple[Any, ...], Row]:
 
 def save(rows: Iterable[Row]) -> None:
     """Keep `rows`, one in a line."""
-    ordered = sorted(rows, key=lambda row: (row.minutes, row.place, order(row.system), row.seed))
-    text = ",\n".join(json.dumps(asdict(row)) for row in ordered)
-    ROWS.write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    write_rows(ROWS, sorted(rows, key=lambda row: (row.minutes, row.place, order(row.system), row.seed)))
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Keep `rows`, dataclasses, at `path`, one in a line."""
+    text = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    path.write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
 def ablation(text: str) -> tuple[str, dict[str, Any]]:

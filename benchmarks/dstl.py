@@ -15,16 +15,14 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.accuracy import ONE_THREAD, ROOT, last_words, listed, spread
+from benchmarks.accuracy import in_own_process, last_words, listed, spread, write_rows
 from benchmarks.dstl_runs import PACKAGES, Job, Row
 from benchmarks.timing import RESULTS, Goal, Report, parse, table
 from satseg.tasks.dstl.facts import class_names
@@ -33,6 +31,7 @@ from satseg.tasks.dstl.generated.roster import FULL_SIZE
 from satseg.tasks.dstl.recipe import list_recipes
 
 ROWS = RESULTS / "dstl.json"
+RUNS = "benchmarks.dstl_runs"
 OURS, RIVALS = "dstl", ("dstl-2017", "dstl-2017-joint")
 MINUTES, QUICK_MINUTES = (30.0,), (0.5,)
 BETTER_IN = 8
@@ -55,23 +54,6 @@ def contest_of(options: argparse.Namespace) -> Path:
     return place
 
 
-def run_job(job: Job, *, threads: int | None = None) -> Any:
-    """Return what a process of its own makes of `job`.
-
-    Raises
-    ------
-    subprocess.CalledProcessError
-        It failed; its last words are in `stderr`.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        told, result = Path(name) / "job.json", Path(name) / "result.json"
-        told.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.dstl_runs", told, result]
-        alone = {**os.environ, **(ONE_THREAD if threads is None else {}), "CUDA_VISIBLE_DEVICES": ""}
-        subprocess.run(command, cwd=ROOT, env=alone, check=True, capture_output=True, text=True)
-        return json.loads(result.read_text(encoding="utf-8"))
-
-
 def jobs(options: argparse.Namespace, contest: Path) -> Iterator[Job]:
     """Yield every training; systems take turns, so that a slow hour hits all."""
     systems = {name: (name, []) for name in options.recipes} | dict(options.variant)
@@ -89,7 +71,7 @@ def run_all(options: argparse.Namespace, rows: dict[tuple[Any, ...], Row]) -> li
     for job in jobs(options, contest_of(options)):
         what = f"{job.system}, {job.minutes:g} CPU-min, seed {job.seed}"
         try:
-            row = Row(**run_job(job))
+            row = Row(**in_own_process(job, RUNS))
         except subprocess.CalledProcessError as error:
             notes.append(f"{what} failed: {last_words(error.stderr)}")
             print(error.stderr, notes[-1], sep="\n", flush=True)
@@ -192,7 +174,7 @@ def measure_full_size(options: argparse.Namespace) -> Report:
         for tta in options.tta:
             key = f"{name}, tta {tta}" + (", bf16" if amp else "")
             job = Job(key, "", 0.0, 0, os.fspath(contest), os.path.abspath(place), [], TILE, {"amp": amp, "tta": tta})
-            found[key] = run_job(job, threads=os.cpu_count())
+            found[key] = in_own_process(job, RUNS, threads=None)
             lines.append((key, *(round(found[key][one], 2) for one in ("wall_s", "cpu_s", "peak_gib", "polygons"))))
             print(*lines[-1], flush=True)
     first = next(iter(found.values()))
@@ -219,8 +201,7 @@ def load() -> dict[tuple[Any, ...], Row]:
 
 def save(rows: Iterable[Row]) -> None:
     """Keep `rows`, one in a line."""
-    ordered = sorted(rows, key=lambda row: (row.minutes, row.size, order(row.system), row.seed))
-    ROWS.write_text("[\n" + ",\n".join(json.dumps(asdict(row)) for row in ordered) + "\n]\n", encoding="utf-8")
+    write_rows(ROWS, sorted(rows, key=lambda row: (row.minutes, row.size, order(row.system), row.seed)))
 
 
 def variant(text: str) -> tuple[str, tuple[str, list[str]]]:
