@@ -10,6 +10,7 @@ Layers in other CRSs are brought to that of the first, as `satseg score` does.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -177,4 +178,4 @@ def _agreed(layers: Sequence[Geometries], needed: int) -> tuple[Geometries, NDAr
 def _lattice(outlines: Geometries) -> float:
     """Mesh on which outlines meet: `LATTICE_BITS` binary places below the farthest coordinate."""
     farthest = float(np.abs(shapely.total_bounds(outlines)).max())
-    return 2.0 ** (np.ceil(np.log2(farthest or 1.0)) - LATTICE_BITS)
+    return math.ldexp(1.0, math.ceil(math.log2(farthest or 1.0)) - LATTICE_BITS)
