@@ -34,9 +34,9 @@ from benchmarks.reading import BANDS, WINDOW, windows, write_scene
 from benchmarks.timing import Goal, Report, Run, interleave, parse, rounded
 from satseg import open_scene
 from satseg.imagery.labels import LabelLayer
+from satseg.learning.ground.sampling import ChipSampler
+from satseg.learning.ground.split import Ground
 from satseg.learning.training.feed import Chips, stack_chips
-from satseg.learning.training.sampling import ChipSampler
-from satseg.learning.training.split import Ground
 from satseg.run import AugmentOptions
 
 CHIP, BATCH, CLASSES = 128, 16, ("house", "field")

@@ -13,10 +13,10 @@ import numpy as np
 
 from satseg.errors import LabelError, UsageError
 from satseg.learning.detection.inference import working_scene
+from satseg.learning.ground.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
+from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import Model, load_model
-from satseg.learning.training.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
 from satseg.learning.training.rule_fit import Judged, fit_rules, jaccards
-from satseg.learning.training.split import Ground
 from satseg.output import check_writable
 from satseg.pipeline import check_model_name, predict
 from satseg.progress import Progress, silent

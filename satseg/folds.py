@@ -20,11 +20,11 @@ from shutil import rmtree
 from typing import Any
 
 from satseg.errors import UsageError
+from satseg.learning.ground.folds import Dealt, deal_scenes
+from satseg.learning.ground.grounds import Agreed, Pair, PathLike, agree
 from satseg.learning.networks.bundle import Model, load_model, read_card
 from satseg.learning.networks.ensemble_file import EnsembleFile
 from satseg.learning.training.fold_report import ENSEMBLE, OUT_OF_FOLD, REPORT, FoldModel, FoldReport, FoldScene
-from satseg.learning.training.folds import Dealt, deal_scenes
-from satseg.learning.training.grounds import Agreed, Pair, PathLike, agree
 from satseg.learning.training.ranks import given_ranks
 from satseg.learning.training.run_folder import check_run, told
 from satseg.learning.training.start import Start

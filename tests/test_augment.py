@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from satseg.errors import GridError
-from satseg.learning.training.augment import CUT, augment, draw_turn, recolour, step_generator
+from satseg.learning.ground.warping import draw_turn
+from satseg.learning.training.augment import CUT, augment, recolour, step_generator
 from satseg.run import NO_AUGMENTATION, AugmentOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads

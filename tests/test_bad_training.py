@@ -12,9 +12,9 @@ import satseg
 from satseg.errors import InputError, LabelError, UsageError
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
-from satseg.learning.training.chips import ChipReader
-from satseg.learning.training.grounds import open_pair, prepare
-from satseg.learning.training.sampling import ChipSampler
+from satseg.learning.ground.chips import ChipReader
+from satseg.learning.ground.grounds import open_pair, prepare
+from satseg.learning.ground.sampling import ChipSampler
 from satseg.run import AugmentOptions, RunConfig
 from tests.commands import TINY
 from tests.factories import UTM, noise, north_up, write_tiff

@@ -15,10 +15,10 @@ from satseg.errors import LabelError, UsageError
 from satseg.grid import slices
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
-from satseg.learning.training.chips import ChipReader
-from satseg.learning.training.sampling import LEAST_FREE, ChipSampler
-from satseg.learning.training.split import Ground, bar_shared_ground, hold_out, refuse_leaks
-from satseg.learning.training.warping import View
+from satseg.learning.ground.chips import ChipReader
+from satseg.learning.ground.sampling import LEAST_FREE, ChipSampler
+from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
+from satseg.learning.ground.warping import View
 from satseg.run import NO_AUGMENTATION, AugmentOptions
 from tests.factories import UTM, noise, north_up, write_tiff
 from tests.worlds import BANDS, squares

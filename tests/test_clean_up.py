@@ -10,8 +10,8 @@ import shapely
 from satseg.imagery.cores import median_widths
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
-from satseg.learning.training.grounds import LARGEST_SPECK_PX, with_clean_up
-from satseg.learning.training.split import Ground
+from satseg.learning.ground.grounds import LARGEST_SPECK_PX, with_clean_up
+from satseg.learning.ground.split import Ground
 from satseg.specs import ClassItem
 from tests.factories import UTM, noise, north_up, write_tiff
 

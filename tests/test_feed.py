@@ -14,10 +14,10 @@ from rasterio.windows import Window
 import satseg
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.tiling import round_up
+from satseg.learning.ground.split import Ground
 from satseg.learning.networks.forward import Standardize
 from satseg.learning.training import feed
 from satseg.learning.training.feed import HeldTiles, stack_chips
-from satseg.learning.training.split import Ground
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, tiny_model
 

@@ -21,10 +21,10 @@ from satseg.errors import LabelError, OutputError, UsageError
 from satseg.folds import plan_folds
 from satseg.grid import Grid
 from satseg.imagery.labels import LabelLayer
+from satseg.learning.ground.folds import deal_scenes, joined_groups, scene_names
+from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import read_card
 from satseg.learning.training.fold_report import FoldReport
-from satseg.learning.training.folds import deal_scenes, joined_groups, scene_names
-from satseg.learning.training.split import Ground
 from satseg.output import try_lock
 from satseg.run import LabelledScene, RunConfig
 from tests.commands import TINY

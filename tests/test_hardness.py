@@ -17,13 +17,13 @@ import satseg
 from satseg.errors import UsageError
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
+from satseg.learning.ground.hardness import MOST, NOWHERE, Hardness, bounded, wrong_pixels
+from satseg.learning.ground.occupancy import Occupancy
+from satseg.learning.ground.sampling import ChipSampler
+from satseg.learning.ground.split import Ground
 from satseg.learning.training import checkpoints
 from satseg.learning.training.checkpoints import LAST
 from satseg.learning.training.feed import Chips, stack_placed
-from satseg.learning.training.hardness import MOST, NOWHERE, Hardness, bounded, wrong_pixels
-from satseg.learning.training.occupancy import Occupancy
-from satseg.learning.training.sampling import ChipSampler
-from satseg.learning.training.split import Ground
 from satseg.run import NO_AUGMENTATION, AugmentOptions, RunConfig
 from tests.factories import UTM, noise, north_up, write_tiff
 from tests.worlds import squares

@@ -15,9 +15,9 @@ from satseg.learning.card import IndexCard, ModelCard
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Targets
+from satseg.learning.ground.grounds import open_pair, prepare
 from satseg.learning.networks.bundle import load_model
 from satseg.learning.networks.forward import Wanted
-from satseg.learning.training.grounds import open_pair, prepare
 from satseg.learning.training.start import Start
 from satseg.ledger import Ledger
 from satseg.run import RunConfig

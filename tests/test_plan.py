@@ -17,14 +17,14 @@ from rasterio.windows import Window
 import satseg
 from satseg.errors import LabelError, OutputError, UsageError
 from satseg.imagery.labels import LabelLayer
+from satseg.learning.ground.chips import ChipReader
+from satseg.learning.ground.shares import chip_shares, class_areas
+from satseg.learning.ground.split import Ground
+from satseg.learning.ground.split_map import GAP, HELD, LEARNT, cells, class_cells, split_sheet, split_text
 from satseg.learning.networks.unet import UNet, UNetConfig
-from satseg.learning.training.chips import ChipReader
 from satseg.learning.training.examples import shown_side
 from satseg.learning.training.plan import memory_bytes, percent, run_sampler
 from satseg.learning.training.recipe import build_learner
-from satseg.learning.training.shares import chip_shares, class_areas
-from satseg.learning.training.split import Ground
-from satseg.learning.training.split_map import GAP, HELD, LEARNT, cells, class_cells, split_sheet, split_text
 from satseg.pipeline import plan
 from satseg.run import RunConfig
 from tests.commands import files_under

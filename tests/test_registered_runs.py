@@ -13,8 +13,8 @@ import shapely
 
 import satseg
 from satseg.errors import UsageError
+from satseg.learning.ground.grounds import open_pair
 from satseg.learning.networks.bundle import read_card
-from satseg.learning.training.grounds import open_pair
 from satseg.ledger import Ledger
 from satseg.run import RunConfig
 from tests.commands import TINY

@@ -15,13 +15,13 @@ from satseg.errors import LabelError
 from satseg.grid import overlap
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
-from satseg.learning.training import occupancy as looking
-from satseg.learning.training import sampling
-from satseg.learning.training.chips import READ_PX
+from satseg.learning.ground import occupancy as looking
+from satseg.learning.ground import sampling
+from satseg.learning.ground.chips import READ_PX
+from satseg.learning.ground.occupancy import occupancy
+from satseg.learning.ground.sampling import ChipSampler
+from satseg.learning.ground.split import Ground
 from satseg.learning.training.feed import Chips
-from satseg.learning.training.occupancy import occupancy
-from satseg.learning.training.sampling import ChipSampler
-from satseg.learning.training.split import Ground
 from satseg.run import NO_AUGMENTATION, AugmentOptions
 from tests.factories import UTM, noise, north_up, write_tiff
 

@@ -10,7 +10,7 @@ from rasterio.windows import Window
 from scipy import ndimage
 
 from satseg.grid import overlap
-from satseg.learning.training.warping import View, warp
+from satseg.learning.ground.warping import View, warp
 
 DTYPES = ["uint8", "uint16", "int16", "float32", "float64", ">u2", ">f4"]
 

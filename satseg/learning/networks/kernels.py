@@ -11,7 +11,6 @@ Compiled once per dtype and kept by numba beside this file or in the user's cach
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from functools import cache
@@ -21,9 +20,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from satseg.learning.compiled import compiled, readonly
 from satseg.vector.layers import FIRST, INVALID, LAST, OUTSIDE
-
-log = logging.getLogger(__name__)
 
 NEAR = 1e-5
 """Logits this far below the threshold's are still compared as scores, which is what the threshold is of."""
@@ -109,19 +107,3 @@ def _packer(dtype: str) -> Callable[..., None]:
 def _encoder() -> Callable[..., None]:
     row = numba.types.Array(numba.float32, 1, "C", readonly=True)
     return compiled(_encode, readonly(numba.float32, 3), readonly(numba.boolean, 2), row, row, numba.uint8[:, :, :])
-
-
-def readonly(number: Any, dimensions: int) -> Any:
-    """Return numba's type of an array in any order of memory that is not written to."""
-    return numba.types.Array(number, dimensions, "A", readonly=True)
-
-
-def compiled(function: Callable[..., None], *types: Any) -> Callable[..., None]:
-    """Return `function` for arguments of `types` alone: an open signature would compile for every layout."""
-    try:
-        made = numba.njit(numba.void(*types), nogil=True, cache=True)(function)
-    except RuntimeError as error:  # no folder to keep it in
-        log.warning("%s: compiled anew in every process", error)
-        made = numba.njit(numba.void(*types), nogil=True)(function)
-    result: Callable[..., None] = made
-    return result

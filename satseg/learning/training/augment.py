@@ -1,9 +1,9 @@
-"""Random changes of training chips: turns and zooms as they are read, colours and mixing in the batch.
+"""Random changes of training chips: colours and mixing, in the batch.
 
-Where a chip is turned and zoomed is drawn from its number (`draw_turn`), and done while it is read
-(`warping`). The rest works on whole batches of tensors, on the device, in normalised units: 0 is
-a band's mean, 1 its standard deviation. Every draw comes from a generator that is an argument, so that step i
-of a run with a given seed sees the same batch on any machine, resumed or not (`step_generator`).
+Turns and zooms are done while a chip is read (`ground/warping.py`), for they need the ground around it. All else
+works on whole batches of tensors, on the device, in normalised units: 0 is a band's mean, 1 its standard deviation.
+Every draw comes from a generator that is an argument, so that step i of a run with a given seed sees the same batch on
+any machine, resumed or not (`step_generator`).
 
 Which changes are on by default was decided by leaving one place out: Nairobi and Zanzibar, each learnt without, and
 Las Vegas from either. With gain and offset 0.2 and zoom 0.7 to 1.4 alone, Jaccards after 1500 steps of 16 x 128 px
@@ -14,9 +14,6 @@ Sources: cutmix, Yun et al. 2019 (arXiv 1905.04899); mixup, Zhang et al. 2017 (a
 """
 
 from __future__ import annotations
-
-import math
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -34,26 +31,6 @@ SHADE_CELLS = 4
 """Cells a side of the coarse field that a shade is made of: it changes slowly over a chip."""
 CUT = (0.3, 0.7)
 """Sides of the part that cutmix exchanges, in shares of the chip's."""
-
-
-class Turn(TypedDict):
-    """How a chip lies on its scene: degrees, magnification, and whether its columns run backwards."""
-
-    angle: float
-    zoom: float
-    mirrored: bool
-
-
-def draw_turn(options: AugmentOptions, rng: np.random.Generator) -> Turn:
-    """Draw how a chip is turned and zoomed; always four numbers of `rng`, whatever the options."""
-    any_angle, free, size, mirror = rng.random(4)
-    low, high = (math.log(limit) for limit in options.zoom)
-    quarter = 90.0 * math.floor(4 * any_angle) if options.d4 else 0.0
-    return Turn(
-        angle=360.0 * any_angle if free < options.rotate else quarter,
-        zoom=math.exp(low + (high - low) * size),
-        mirrored=options.d4 and mirror < 0.5,
-    )
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -16,10 +16,10 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from satseg.grid import Grid
+from satseg.learning.ground.sampling import ChipSampler
 from satseg.learning.training.augment import augment, step_generator
 from satseg.learning.training.feed import Chips, stack_chips
 from satseg.learning.training.learner import Learner, cut
-from satseg.learning.training.sampling import ChipSampler
 from satseg.preview import rgb_preview
 from satseg.scoring.overlay import CLASS_ALPHA, Pixels, blend, muted, paint
 

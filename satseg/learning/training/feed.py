@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from satseg.imagery.tiling import Tile, plan_tiles, round_up
+from satseg.learning.ground.chips import Blocks, Chip, ChipReader
+from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.sampling import ChipSampler
+from satseg.learning.ground.split import Ground
 from satseg.learning.networks.network import Network
-from satseg.learning.training.chips import Blocks, Chip, ChipReader
-from satseg.learning.training.grounds import Prepared
-from satseg.learning.training.sampling import ChipSampler
-from satseg.learning.training.split import Ground
 from satseg.run import AugmentOptions, TrainOptions
 
 ATTEMPTS = 8

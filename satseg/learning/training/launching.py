@@ -39,10 +39,10 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but not in its __all__
 
 from satseg.errors import RankError, SatsegError, UsageError
+from satseg.learning.ground.grounds import Prepared
 from satseg.learning.machine import threads_each
 from satseg.learning.training.checkpoints import BEST
 from satseg.learning.training.curves import ThresholdCurve
-from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.learner import Learner, Outcome, fit, restore
 from satseg.learning.training.ranks import given_ranks
 from satseg.progress import Progress, TrainingStatus, training_teller

@@ -27,6 +27,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from satseg.errors import InputError
 from satseg.imagery.normalization import Normalization
+from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.hardness import Hardness, wrong_pixels
 from satseg.learning.machine import precision_for, threads_for
 from satseg.learning.networks.encoders import hold_encoder, parameter_groups
 from satseg.learning.networks.forward import Standardize
@@ -49,8 +51,6 @@ from satseg.learning.training.feed import (
     training_sampler,
     validation_tiles,
 )
-from satseg.learning.training.grounds import Prepared
-from satseg.learning.training.hardness import Hardness, wrong_pixels
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import company, given_ranks, mean_over_ranks, rows_of_ranks, trainer_options
 from satseg.learning.training.reporting import Reporter

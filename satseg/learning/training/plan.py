@@ -17,16 +17,16 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from satseg.crs import describe
+from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.sampling import ChipSampler
+from satseg.learning.ground.shares import chip_shares, class_areas
+from satseg.learning.ground.split import Ground
+from satseg.learning.ground.split_map import LEGEND, split_sheet, split_text
 from satseg.learning.machine import resident_bytes
 from satseg.learning.networks.network import Network
 from satseg.learning.training.feed import VALID_TILE_PX, most_steps, steps_of_a_pass
-from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.learner import Learner
 from satseg.learning.training.ranks import given_ranks
-from satseg.learning.training.sampling import ChipSampler
-from satseg.learning.training.shares import chip_shares, class_areas
-from satseg.learning.training.split import Ground
-from satseg.learning.training.split_map import LEGEND, split_sheet, split_text
 from satseg.preview import encode_png
 from satseg.run import RunConfig
 from satseg.vector.styles import class_colors

@@ -19,15 +19,15 @@ from satseg.errors import UsageError
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
+from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.split import Ground
 from satseg.learning.networks.architectures import architecture_of, library_versions, new_network
 from satseg.learning.networks.bundle import Model, current_versions, resolve_device
 from satseg.learning.networks.halo import TOLERANCE, measure_halo
 from satseg.learning.networks.network import Network
 from satseg.learning.training.augment import step_generator
 from satseg.learning.training.feed import LEAST_STEPS
-from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.learner import Learner, Outcome
-from satseg.learning.training.split import Ground
 from satseg.learning.training.start import Start, plane_names
 from satseg.run import RunConfig, TrainOptions, names_file
 from satseg.specs import list_sensors, sensor_spec

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from satseg.errors import OutputError, UsageError
-from satseg.learning.training.grounds import Pair, PathLike
+from satseg.learning.ground.grounds import Pair, PathLike
 from satseg.output import os_errors_as_output_errors, write_text
 
 PAGE = "report.html"

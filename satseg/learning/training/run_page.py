@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
+from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.split_map import GAP_COLOR, HELD_COLOR, MOST_SCENES, split_picture
 from satseg.learning.training.charts import Line, Mark, line_chart
 from satseg.learning.training.curves import BINS, ThresholdCurve
 from satseg.learning.training.examples import Example, examples, shown_side
-from satseg.learning.training.grounds import Prepared
 from satseg.learning.training.history import History, read_history
 from satseg.learning.training.learner import Learner, Outcome
 from satseg.learning.training.plan import Plan, apart, class_rows, hard_text, percent, plan_of, run_sampler
 from satseg.learning.training.run_folder import PAGE
-from satseg.learning.training.split_map import GAP_COLOR, HELD_COLOR, MOST_SCENES, split_picture
 from satseg.output import write_text
 from satseg.progress import mean_of
 from satseg.run import RunConfig

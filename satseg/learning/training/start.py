@@ -30,12 +30,12 @@ from satseg.errors import ModelError, UsageError
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, ModelCard
+from satseg.learning.ground.grounds import PathLike, Prepared
 from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.bundle import load_bundle
 from satseg.learning.networks.inflation import by_name, input_weights, mixed
 from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNetConfig
-from satseg.learning.training.grounds import PathLike, Prepared
 from satseg.run import OF_ENCODERS, SECTIONS, RunConfig, idle_options
 
 log = logging.getLogger(__name__)

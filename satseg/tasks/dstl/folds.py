@@ -3,7 +3,7 @@
 Three pairs of regions show the same ground at two times, and the labels of twins agree to a percent, so that a split
 by tile scores what was learnt by heart. A group here is all the tiles of one ground, mosaics being 5 km wide and their
 tiles neighbours; ``by="tile"`` lets neighbours part and keeps only twins together.
-Groups are dealt out as `satseg.learning.training.folds` does for any scenes, rare classes first.
+Groups are dealt out as `satseg.learning.ground.folds` does for any scenes, rare classes first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from satseg.errors import LabelError, UsageError
-from satseg.learning.training.folds import deal
+from satseg.learning.ground.folds import deal
 from satseg.tasks.dstl.facts import ground_of, tile_ground_of
 
 By: TypeAlias = Literal["region", "tile"]

@@ -18,9 +18,9 @@ from rasterio.windows import Window
 
 from satseg.grid import overlap, slices
 from satseg.imagery.scene import SceneReader
-from satseg.learning.training.hardness import NOWHERE
-from satseg.learning.training.split import Ground
-from satseg.learning.training.warping import View, warp
+from satseg.learning.ground.hardness import NOWHERE
+from satseg.learning.ground.split import Ground
+from satseg.learning.ground.warping import View, warp
 
 BLOCK_PX, READ_PX = 256, 512
 """Side of a cached block, at most nine of them under a 512-pixel chip; and of the square around it that is read at

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from satseg.grid import Grid, slices
 from satseg.imagery.labels import Geometries
-from satseg.learning.training.occupancy import Occupancy
-from satseg.learning.training.split import Ground
+from satseg.learning.ground.occupancy import Occupancy
+from satseg.learning.ground.split import Ground
 
 Floats: TypeAlias = NDArray[np.float64]
 Places: TypeAlias = NDArray[np.float32]

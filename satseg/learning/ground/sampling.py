@@ -31,13 +31,12 @@ from rasterio.windows import Window
 
 from satseg.errors import LabelError
 from satseg.grid import Grid
-from satseg.learning.training.augment import draw_turn
-from satseg.learning.training.chips import READ_PX
-from satseg.learning.training.hardness import NOWHERE, Hardness
-from satseg.learning.training.occupancy import occupancy
-from satseg.learning.training.places import Places, cells_of, features_of
-from satseg.learning.training.split import Ground
-from satseg.learning.training.warping import View
+from satseg.learning.ground.chips import READ_PX
+from satseg.learning.ground.hardness import NOWHERE, Hardness
+from satseg.learning.ground.occupancy import occupancy
+from satseg.learning.ground.places import Places, cells_of, features_of
+from satseg.learning.ground.split import Ground
+from satseg.learning.ground.warping import View, draw_turn
 from satseg.run import AugmentOptions
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ there would teach what an edge of zeros looks like.
 
 Rejected: torch's grid_sample on the batch, which took 0.7 CPU seconds for a million pixels of a chip, nearly
 as much as training on them; this takes 0.03. Warping an image is no part of the randomness, so it may run in
-a loader: a view is drawn by `chips` from the chip's number alone.
+a loader: a view is drawn by `sampling` from the chip's number alone (`draw_turn`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,35 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from satseg.learning.networks.kernels import compiled, readonly
+from satseg.learning.compiled import compiled, readonly
+from satseg.run import AugmentOptions
+
+
+class Turn(TypedDict):
+    """How a chip lies on its scene: degrees, magnification, and whether its columns run backwards."""
+
+    angle: float
+    zoom: float
+    mirrored: bool
+
+
+def draw_turn(options: AugmentOptions, rng: np.random.Generator) -> Turn:
+    """Draw how a chip is turned and zoomed; always four numbers of `rng`, whatever the options."""
+    any_angle, free, size, mirror = rng.random(4)
+    low, high = (math.log(limit) for limit in options.zoom)
+    quarter = 90.0 * math.floor(4 * any_angle) if options.d4 else 0.0
+    return Turn(
+        angle=360.0 * any_angle if free < options.rotate else quarter,
+        zoom=math.exp(low + (high - low) * size),
+        mirrored=options.d4 and mirror < 0.5,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.area import area_of_interest
 from satseg.learning.card import IndexCard
-from satseg.learning.training.chips import BLOCK_PX
-from satseg.learning.training.split import Ground, bar_shared_ground, hold_out, refuse_leaks
+from satseg.learning.ground.chips import BLOCK_PX
+from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.run import DataOptions, RunConfig
 from satseg.specs import ClassItem, class_spec, index_spec
 from satseg.vector.classes import classes_of

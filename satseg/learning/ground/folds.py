@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from satseg.errors import LabelError, UsageError
 from satseg.imagery.scene import Scene
-from satseg.learning.training.split import LEAST_SHARED, Ground, shown_in
+from satseg.learning.ground.split import LEAST_SHARED, Ground, shown_in
 
 log = logging.getLogger(__name__)
 

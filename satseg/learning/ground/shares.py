@@ -14,8 +14,8 @@ import shapely
 from numpy.typing import NDArray
 
 from satseg.imagery.labels import Geometries
-from satseg.learning.training.sampling import ChipSampler
-from satseg.learning.training.split import Ground
+from satseg.learning.ground.sampling import ChipSampler
+from satseg.learning.ground.split import Ground
 
 SAMPLED_CHIPS = 400
 """Places drawn for the share of chips with a class: 2.5 % of uncertainty at a half."""

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satseg.learning.training.occupancy import Occupancy
+from satseg.learning.ground.occupancy import Occupancy
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from satseg.grid import Grid
 from satseg.imagery.labels import LabelLayer
-from satseg.learning.training.split import Ground, grown
+from satseg.learning.ground.split import Ground, grown
 from satseg.preview import rgb_preview
 from satseg.scoring.overlay import BACKGROUND, CLASS_ALPHA, Pixels, blend, paint
 

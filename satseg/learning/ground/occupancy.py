@@ -26,7 +26,7 @@ from satseg.imagery.mapping import Mover, with_pixels
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.scene import Scene
 from satseg.imagery.sources import BandSource
-from satseg.learning.training.split import Ground
+from satseg.learning.ground.split import Ground
 
 MOST_CELLS, CELL_PX = 512, 16
 """Cells along the longer side of a scene at most, and the least side of one in pixels."""
