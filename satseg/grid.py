@@ -304,6 +304,14 @@ def overlap(first: Window, second: Window) -> Window | None:
     return Window(left, top, right - left, bottom - top) if top < bottom and left < right else None
 
 
+def hull(first: Window, second: Window) -> Window:
+    """Return the least window that holds both."""
+    top, left = min(first.row_off, second.row_off), min(first.col_off, second.col_off)
+    bottom = max(first.row_off + first.height, second.row_off + second.height)
+    right = max(first.col_off + first.width, second.col_off + second.width)
+    return Window(left, top, right - left, bottom - top)
+
+
 def slices(window: Window, within: Window) -> tuple[slice, slice]:
     """Return row and column slices that cut `window` out of an array that covers `within`."""
     top, left = round(window.row_off - within.row_off), round(window.col_off - within.col_off)

@@ -65,6 +65,28 @@ def test_validation_reads_no_more_than_it_needs(tmp_path):
     assert tiles[0].image.shape == (2, 56 + 2 * 32, 56 + 32)  # rows 80 to 136, columns 16 to 56, and the scene's edge
 
 
+def test_held_blocks_that_lie_close_are_read_together_and_counted_once(tmp_path):
+    """Apart, the blocks of a small scene were read with 36 times their own pixels."""
+    path = write_tiff(tmp_path / "s.tif", noise(2, 300, 200), transform=north_up(1.0), descriptions=BANDS)
+    scene = satseg.open_scene(path)
+    labels = geopandas.GeoDataFrame(
+        {"class_name": ["a"]}, geometry=[shapely.box(*scene.grid.bounds)], crs=scene.grid.crs.to_wkt()
+    )
+    held = (*(Window(col, row, 20, 16) for row in range(0, 160, 48) for col in (8, 72, 140)), Window(0, 283, 9, 17))
+    ground = Ground(scene, LabelLayer.build(labels, scene.grid, ("a",)), held=held)
+    tiles = HeldTiles([ground], tile=64, halo=64, stride=8, beyond=0, cache_bytes=2**20)
+    chips = [tiles[number] for number in range(len(tiles))]
+    assert max(side for chip in chips for side in chip.image.shape[1:]) <= 64 + 2 * 64
+    read = sum(chip.labelled.size for chip in chips)
+    assert read < 3 * 300 * 200 < sum((w.height + 128) * (w.width + 128) for w in held) / 1.2
+    whole = scene.read().data
+    seen = np.concatenate([chip.image[:, chip.labelled] for chip in chips], axis=1)
+    parts = [whole[:, w.row_off : w.row_off + w.height, w.col_off : w.col_off + w.width] for w in held]
+    truth = np.concatenate([part.reshape(2, -1) for part in parts], axis=1)
+    assert seen.shape == truth.shape
+    np.testing.assert_array_equal(seen[:, np.lexsort(seen)], truth[:, np.lexsort(truth)])
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files by /proc")
 def test_validation_of_many_scenes_keeps_few_files_open(tmp_path, monkeypatch):
     monkeypatch.setattr(feed, "OPEN_GROUNDS", 2)

@@ -15,9 +15,11 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from rasterio.windows import Window
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from satseg.imagery.tiling import Tile, plan_tiles, round_up
+from satseg.grid import hull, slices
+from satseg.imagery.tiling import plan_tiles, round_up
 from satseg.learning.ground.chips import Blocks, Chip, ChipReader
 from satseg.learning.ground.grounds import Prepared
 from satseg.learning.ground.sampling import ChipSampler
@@ -34,6 +36,8 @@ LEAST_STEPS = 600
 VALID_TILE_PX = 512
 VALID_HALO_PX = 128
 """Wider margins move scores hardly, and cost several times the tile where a network reaches far."""
+NEAR = 64
+"""Reads before one that it may be joined with: more would take time as the square of a scene's tiles."""
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """image (B, C, S, S) float32, valid (B, 1, S, S) bool, target (B, K, S, S) uint8, labelled (B, 1, S, S) bool."""
 PlacedBatch: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -111,35 +115,68 @@ class Readers:
 
 
 class HeldTiles(Dataset[Chip]):
-    """Tiles with a halo that cover the ground held for validation, each pixel once on one of `ranks` ranks.
+    """Windows that cover the ground held for validation, each pixel counted once on one of `ranks` ranks.
 
-    They are read as detection reads them: no further than what is kept needs, and at most `beyond` the scene.
-    All ranks get as many, for DDP makes them meet at each; what is missing on some is a tile where nothing counts.
+    They are read as detection reads tiles: the ground with a halo, and at most `beyond` the scene. Held blocks that
+    lie so close that one read of all takes fewer pixels are read together (`together`): the halo is several
+    times a block.
+    All ranks get as many, for DDP makes them meet at each; what is missing on some is a read where nothing counts.
     """
 
     def __init__(
         self, grounds: Sequence[Ground], *, tile: int, halo: int, stride: int, beyond: int, cache_bytes: int,
         rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
-        self._tiles: list[tuple[int, Tile]] = []
+        self._reads: list[tuple[int, Read]] = []
         for index, ground in enumerate(grounds):
+            reads: list[Read] = []
             for held in ground.held or (ground.scene.grid.window,):
                 plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
-                self._tiles += [(index, plan.tight(piece, beyond=beyond)) for piece in plan]
+                tight = (plan.tight(piece, beyond=beyond) for piece in plan)
+                reads += [Read(piece.read, (piece.keep,)) for piece in tight]
+            self._reads += [(index, read) for read in together(reads, most=tile + 2 * halo)]
         self._readers = Readers(grounds, cache_bytes=cache_bytes, blank=False)
-        self._mine = range(rank, -(-len(self._tiles) // ranks) * ranks, ranks)
+        self._mine = range(rank, -(-len(self._reads) // ranks) * ranks, ranks)
 
     def __len__(self) -> int:
         return len(self._mine)
 
     def __getitem__(self, number: int) -> Chip:
         place = self._mine[number]
-        index, tile = self._tiles[place % len(self._tiles)]
-        chip = self._readers[index].read(tile.read)
+        index, read = self._reads[place % len(self._reads)]
+        chip = self._readers[index].read(read.window)
         kept = np.zeros(chip.labelled.shape, bool)
-        top, left = tile.keep.row_off - tile.read.row_off, tile.keep.col_off - tile.read.col_off
-        kept[top : top + tile.keep.height, left : left + tile.keep.width] = place < len(self._tiles)
+        for keep in read.keeps:
+            kept[slices(keep, read.window)] = place < len(self._reads)
         return Chip(chip.image, chip.valid, chip.target, chip.labelled & kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A window to read at once, and the parts of it whose pixels count."""
+
+    window: Window
+    keeps: tuple[Window, ...]
+
+    @property
+    def pixels(self) -> int:
+        """How many are read."""
+        return int(self.window.height * self.window.width)
+
+
+def together(reads: Sequence[Read], *, most: int) -> list[Read]:
+    """Return `reads` with those joined whose common window, up to `most` pixels a side, is no larger than both are."""
+    joined: list[Read] = []
+    for read in reads:
+        for place, other in enumerate(joined[-NEAR:], max(0, len(joined) - NEAR)):
+            window = hull(read.window, other.window)
+            apart = read.pixels + other.pixels
+            if max(window.height, window.width) <= most and window.height * window.width <= apart:
+                read = Read(window, (*other.keeps, *read.keeps))
+                del joined[place]
+                break
+        joined.append(read)
+    return joined if len(joined) == len(reads) else together(joined, most=most)
 
 
 @dataclass(frozen=True, slots=True)
