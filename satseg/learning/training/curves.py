@@ -41,10 +41,10 @@ class ThresholdCurve:
         target : (B, K, H, W), 0 or 1
         labelled : (B, 1, H, W) bool: pixels that count
         """
-        bins = (scores * BINS).clamp(0, BINS - 1).to(torch.int64)
         usable = labelled[:, 0]
         for k in range(self._counts.shape[0]):
-            code = (bins[:, k] + BINS * (target[:, k] > 0))[usable]
+            bins = (scores[:, k][usable] * BINS).clamp(0, BINS - 1).to(torch.int64)
+            code = bins + BINS * (target[:, k][usable] > 0)
             self._counts[k] += torch.bincount(code, minlength=2 * BINS).view(2, BINS)
 
     def count(self, scores: NDArray[np.floating], truth: NDArray[Any], usable: NDArray[np.bool_]) -> None:
