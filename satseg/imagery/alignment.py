@@ -15,9 +15,9 @@ noise like edges.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from affine import Affine
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.errors import CRSError
-from satseg.grid import Grid
+from satseg.grid import Grid, slices
 from satseg.imagery.edges import SMOOTH, image_edges, peak, shrunk
 from satseg.imagery.mapping import Mover
 from satseg.imagery.patches import BORDER, PATCH_PX, Patches, patches_of, slopes_of
@@ -62,6 +62,9 @@ MARGIN = len(SMOOTH) // 2 + 2
 Edges: TypeAlias = tuple[NDArray[np.complex128], NDArray[np.bool_]]
 """Edges (H, W), and where they are known."""
 Vector: TypeAlias = NDArray[np.float64]
+Cut: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_]]
+"""Pixels (C, H, W) of a window, and which are valid (H, W)."""
+Cutter: TypeAlias = Callable[[Window], Cut]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +146,15 @@ def align(reference: Scene, product: Scene, *, turning: bool = False, seed: int 
     reach = int(np.clip(side // 3, *REACH_PX))
     kept: list[tuple[Window, Patches]] = []
     maps = []
+    places = [*_places(reference.grid, grid, side, seed)]
     with _on(reference, grid).reader() as theirs, product.reader() as ours:
-        for place in _places(reference.grid, grid, side, seed):
-            first, wide = _edges(theirs, place), _edges(ours, place, reach)
+        their, our = _cutter(theirs, places, MARGIN), _cutter(ours, places, reach + MARGIN)
+        for place in places:
+            first, wide = _edges(their, place), _edges(our, place, reach)
             if first is None or wide is None:
                 continue
             maps.append(_correlated(first, wide, reach))
-            kept.append((place, _patches(ours, place)))
+            kept.append((place, _patches(our, place)))
             if len(maps) == WINDOWS:
                 break
     if len(maps) < LEAST_WINDOWS:
@@ -179,13 +184,36 @@ def _places(reference: Grid, grid: Grid, side: int, seed: int) -> Iterator[Windo
         yield Window(int(lefts[number]), int(tops[number]), side, side)
 
 
-def _edges(reader: SceneReader, place: Window, around: int = 0) -> Edges | None:
+def _cutter(reader: SceneReader, places: list[Window], margin: int) -> Cutter:
+    """What reads windows: one by one, or of a small scene out of one read of all that takes fewer pixels.
+
+    A read has a price of its own: of a tile of 335 x 340 pixels, windows one by one took half of the time.
+    """
+    whole = _widened(reader.scene.grid.window, margin)
+    each = [_widened(place, margin) for place in places[:WINDOWS]]
+    if sum(part.height * part.width for part in each) < whole.height * whole.width:
+
+        def read(window: Window) -> Cut:
+            raster = reader.read(window)
+            return raster.data, raster.valid
+
+        return read
+    raster = reader.read(whole)
+
+    def cut(window: Window) -> Cut:
+        rows, cols = slices(window, whole)
+        return raster.data[:, rows, cols], raster.valid[rows, cols]
+
+    return cut
+
+
+def _edges(cutter: Cutter, place: Window, around: int = 0) -> Edges | None:
     """Edges of `place` and of what lies `around` it; None where there are hardly any."""
-    raster = reader.read(_widened(place, around + MARGIN))
-    edges = image_edges(raster.data, raster.valid)
+    data, valid = cutter(_widened(place, around + MARGIN))
+    edges = image_edges(data, valid)
     if edges is None:
         return None
-    known = shrunk(raster.valid, MARGIN)
+    known = shrunk(valid, MARGIN)
     inner = slice(MARGIN, -MARGIN)
     return edges[inner, inner], known[inner, inner]
 
@@ -230,10 +258,11 @@ def _climb(
     last = np.zeros_like(at)
     for _ in range(STEPS):
         with _on(reference, Motion(*at * units).undone(grid)).reader() as theirs:
+            their = _cutter(theirs, [place for place, _ in kept], BORDER)
             parts = [
                 part
                 for place, own in kept
-                if (part := slopes_of(_patches(theirs, place), own, _turned(grid, place) if turning else None))
+                if (part := slopes_of(_patches(their, place), own, _turned(grid, place) if turning else None))
             ]
         if len(parts) < LEAST_WINDOWS:
             return motion, math.inf
@@ -249,9 +278,8 @@ def _climb(
     return Motion(*(at * units).tolist()), error + left if left <= 2 * error else math.inf
 
 
-def _patches(reader: SceneReader, place: Window) -> Patches:
-    raster = reader.read(_widened(place, BORDER))
-    return patches_of(raster.data, raster.valid)
+def _patches(cutter: Cutter, place: Window) -> Patches:
+    return patches_of(*cutter(_widened(place, BORDER)))
 
 
 def _widened(place: Window, margin: int) -> Window:
