@@ -10,6 +10,7 @@ Rejected: a budget shared by all folds, with which the same number would mean an
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from satseg.learning.training.fold_report import ENSEMBLE, OUT_OF_FOLD, REPORT, 
 from satseg.learning.training.ranks import given_ranks
 from satseg.learning.training.run_folder import check_run, told
 from satseg.learning.training.start import Start
-from satseg.output import being_written, os_errors_as_output_errors, try_lock, write_text
+from satseg.output import being_written, hidden_prefix, os_errors_as_output_errors, try_lock, write_text
 from satseg.pipeline import LabelledPair, detect_to_file, open_pairs, plan, train
 from satseg.progress import Progress, silent
 from satseg.run import LabelledScene, RunConfig
@@ -229,6 +230,7 @@ def _model_of(ready: _Ready, fold: int, folder: Path, *, resume: bool, progress:
     if path.exists():
         _check_learnt(path, learnt)
         return load_model(path, ready.run.train.device)
+    _forget_scores(folder, [ready.dealt.names[place] for place in ready.dealt.held(fold)])
     return train(learnt, valid_data=held, output=path, config=ready.run_of(fold), resume=resume, progress=progress)
 
 
@@ -246,6 +248,15 @@ def _check_learnt(path: Path, learnt: Sequence[Pair]) -> None:
 
 def _score_file(name: str) -> str:
     return f"{OUT_OF_FOLD}/{name}.tif"
+
+
+def _forget_scores(folder: Path, names: Sequence[str]) -> None:
+    """Remove scores of the scenes `names`, whole or begun: they are of a model that was removed."""
+    with os_errors_as_output_errors(folder):
+        for path in (folder / _score_file(name) for name in names):
+            path.unlink(missing_ok=True)
+            for begun in path.parent.glob(f"{glob.escape(hidden_prefix(path))}*"):
+                rmtree(begun, ignore_errors=True)
 
 
 def _score_held(ready: _Ready, fold: int, model: Model, folder: Path, progress: Progress) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satseg.documents import PathLike
-from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile
+from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, check_name
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.families import Families, Sample, Strip
 from satseg.learning.training.fold_report import aligned, ratio
@@ -101,10 +101,11 @@ def stack(
     Raises
     ------
     UsageError, InputError
-        Families that do not fit together, or rasters that are missing or of other labels.
+        Families that do not fit together, or rasters that are missing or of other labels; `output` is no .toml.
     OutputError
         The file cannot be written.
     """
+    check_name(output)
     check_writable(output, overwrite=overwrite)
     group = Families.open(families)
     progress("stack", 0, 3, "sample")
@@ -171,7 +172,7 @@ def _classes(group: Families, plan: _Plan, curves: Sequence[ThresholdCurve]) -> 
     *alone, mean, unseen, _ = ratios
     classes = []
     for k, (name, stacker) in enumerate(zip(group.class_names, plan.whole, strict=True)):
-        better = stacker is not None and (unseen[k] or 0.0) >= (mean[k] or 0.0)
+        better = stacker is not None and (unseen[k] or 0.0) > (mean[k] or 0.0)
         levels, _ = found[-1] if better else found[-3]
         weights, bias = (stacker.weights, stacker.bias) if stacker else ((1 / len(alone),) * len(alone), 0.0)
         own = tuple(one[k] for one in alone)

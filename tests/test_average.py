@@ -69,8 +69,8 @@ def test_a_model_with_itself_is_itself():
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [({"depth": 2}, "networks"), ({"classes": ("a", "c")}, "classes"), ({"gsd_m": 2.0}, "resolutions: None and 2.0"),
-     ({"separated": ("a",)}, "networks")],
+    [({"depth": 2}, "networks: depth 3 and 2;"), ({"classes": ("a", "c")}, "classes"),
+     ({"gsd_m": 2.0}, "resolutions: None and 2.0"), ({"separated": ("a",)}, "networks")],
 )  # fmt: skip
 def test_models_that_are_not_alike_are_refused_by_what_differs(other, says):
     with pytest.raises(ModelError, match=f"model 1 and model 2 have other {says}") as refused:
@@ -82,8 +82,15 @@ def test_another_normalisation_is_refused():
     model = tiny_model()
     normal = replace(model.card.normalization, scale=(100.0, 100.0))
     other = replace(model, card=model.card.model_copy(update={"normalization": normal}))
-    with pytest.raises(ModelError, match="normalisations"):
+    with pytest.raises(ModelError, match=r"normalisations: scale \[[^a-z]+\] and \[100.0, 100.0\];"):
         average([model, other])
+
+
+def test_a_checkpoint_and_an_ensemble_file_are_refused_with_what_to_give_instead(tmp_path):
+    for name, content, hint in (("last.ckpt", b"PK\3\4", "--resume alone"), ("team.toml", b"mean = 1", "one model")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=hint):
+            average([tmp_path / name, tiny_model()])
 
 
 def test_one_model_has_no_mean():

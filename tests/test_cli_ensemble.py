@@ -98,12 +98,22 @@ def test_info_tells_of_models_and_ensembles(town, run, monkeypatch):
     facts = json.loads(run("info", "team.toml", "--json").done().out)
     assert len(facts["members"]) == 2
     assert [item["name"] for item in facts["classes"]] == ["a", "b"]
+    assert facts["files"] == ["1.safetensors", "2.safetensors"]
+    (town / "family").mkdir()
+    run("ensemble", "1.safetensors", "2.safetensors", "-o", "family/ensemble.toml").done()
+    assert "../1.safetensors" in run("info", "family").done().out
     run("info", "none.toml").refused(2, "E-SPEC-002")
+
+
+def test_the_same_model_twice_is_told_of(town, run, monkeypatch):
+    monkeypatch.chdir(town)
+    said = run("ensemble", "1.safetensors", "2.safetensors", "1.safetensors", "-o", "team.toml").done().err
+    assert "1.safetensors has the weights of 1.safetensors: they count twice" in said
 
 
 def test_an_ensemble_of_one_and_of_strangers_is_refused(town, run, monkeypatch):
     monkeypatch.chdir(town)
-    run("ensemble", "1.safetensors", "-o", "team.toml").refused(2, "E-USE-024")
+    run("ensemble", "1.safetensors", "-o", "team.toml").refused(2, "E-USE-025")
     run("ensemble", "1.safetensors", "2.safetensors", "-o", "team.json").refused(2, "E-USE-023")
     run("ensemble", "1.safetensors", "scene.tif", "-o", "team.toml").refused(3, "E-MOD-012")
     run("ensemble", "1.safetensors", "2.safetensors", "-o", "team.toml").done()

@@ -25,7 +25,7 @@ from satseg.learning.ground.folds import deal_scenes, joined_groups, scene_names
 from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import read_card
 from satseg.learning.training.fold_report import FoldReport
-from satseg.output import try_lock
+from satseg.output import hidden_prefix, try_lock
 from satseg.run import LabelledScene, RunConfig
 from tests.commands import TINY
 from tests.factories import UTM, north_up
@@ -211,6 +211,14 @@ def test_a_stopped_run_goes_on_with_what_is_there(family, tmp_path):
     with pytest.raises(UsageError, match="learnt from other scenes") as caught:
         satseg.train_folds(data, resume=True, **given)
     assert caught.value.code == "E-TRN-026"
+    (part / "fold2.safetensors").unlink()
+    begun = part / "out_of_fold" / f"{hidden_prefix(part / report.scenes[0].scores)}run"
+    begun.mkdir()
+    for scene in report.scenes:
+        (part / scene.scores).write_bytes((part / report.scenes[0].truth).read_bytes())  # as of another model
+    own = [scene.scores for scene in report.scenes if scene.fold == 2]
+    satseg.train_folds(data, resume=True, **given)
+    assert all((part / name).read_bytes() == (family[0] / name).read_bytes() for name in own)
 
 
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path):

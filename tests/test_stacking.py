@@ -135,6 +135,22 @@ def test_a_class_that_is_nowhere_keeps_the_mean(tmp_path):
     assert "b" not in tomllib.loads((tmp_path / "t.toml").read_text())["stacker"]
 
 
+def test_a_class_that_is_never_found_keeps_the_mean(tmp_path):
+    first, second = world(count=2)
+    for scenes in (first, second):
+        for scores, _ in scenes.values():
+            scores[1] = 0.0
+    folders = family(tmp_path / "x", first), family(tmp_path / "y", second)
+    report = satseg.stack(folders, tmp_path / "t.toml")
+    assert report.classes[1].mean == report.classes[1].stacked
+    assert not report.classes[1].is_stacked, "no better than the mean"
+
+
+def test_the_name_of_the_output_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UsageError, match=r"ends in \.toml"):
+        satseg.stack([tmp_path / "none", tmp_path / "nor"], tmp_path / "t.gpkg")
+
+
 def test_families_that_do_not_fit_are_refused(two, tmp_path):
     second = world()[1]
     scenes = {f"other{name}": pair for name, pair in second.items()}

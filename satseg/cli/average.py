@@ -1,4 +1,4 @@
-"""`satseg average`: checkpoints of one network in, the model of their mean weights out."""
+"""`satseg average`: models of one network in, the model of their mean weights out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from satseg.cli.common import overwrite_option
 def command(models: tuple[str, ...], output: str, overwrite: bool) -> None:
     """Write the model whose weights are the mean of those of MODEL....
 
-    They are checkpoints of one training, or trainings from the same start: of the same network, bands,
-    normalisation and classes. The card says of which weights it is the mean.
+    They are model files of trainings from the same start, as several `satseg train --from START` with other seeds or
+    data leave them: of the same network, bands, normalisation and classes. The card says of which weights it is the
+    mean.
     """
     from satseg.learning.networks.average import average
     from satseg.output import check_distinct, check_writable

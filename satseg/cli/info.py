@@ -10,7 +10,7 @@ import click
 from satseg.cli.common import json_option, opening, opening_options, print_json, scene_argument, scene_files_option
 from satseg.errors import PartialError, SatsegError
 
-MODEL_SUFFIX, ENSEMBLE_SUFFIX = ".safetensors", ".toml"
+MODEL_SUFFIX, ENSEMBLE_SUFFIX, FOLDS_ENSEMBLE = ".safetensors", ".toml", "ensemble.toml"
 LISTS = {"name", "bands", "classes", "registrations", "warnings"}
 """Facts that do not stand in a line of their own."""
 
@@ -25,8 +25,9 @@ def command(
 ) -> None:
     """Grid, CRS, bands, dtypes, nodata, matched sensor and warnings of each SCENE.
 
-    A model or ensemble file in its place is told by what it needs and finds: bands, classes with thresholds and rules.
-    Of several scenes, one that cannot be opened is named with the reason and does not stop the others.
+    A model, an ensemble file or the folder of a training in folds in its place is told by what it needs and finds:
+    bands, classes with thresholds and rules. Of several scenes, one that cannot be opened is named with the reason
+    and does not stop the others.
     """
     sources = [scene_argument(text) for text in scenes] + ([list(scene_files)] if scene_files else [])
     if not sources:
@@ -50,16 +51,24 @@ def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict
             from satseg.learning.networks.bundle import read_card
 
             return {"name": os.path.basename(source), **read_card(source).info()}
-        if isinstance(source, str) and source.lower().endswith(ENSEMBLE_SUFFIX):
+        if isinstance(source, str) and (team := _team(source)) is not None:
             from satseg.learning.networks.ensemble import Ensemble
+            from satseg.learning.networks.ensemble_file import EnsembleFile
 
-            return {"name": os.path.basename(source), **Ensemble.load(source, device="cpu").info()}
+            files = [member.path for member in EnsembleFile.read(team).members]
+            return {"name": os.path.basename(source), **Ensemble.load(team, device="cpu").info(), "files": files}
         return open_scene(source, **how).info()
     except SatsegError as error:
         if alone:
             raise
         name = source if isinstance(source, str) else ",".join(source)
         return {"name": name, "error": str(error), "code": error.code}
+
+
+def _team(source: str) -> str | None:
+    """The ensemble file that `source` is, or that a folder of training in folds has; None: it is neither."""
+    inside = os.path.join(source, FOLDS_ENSEMBLE)
+    return inside if os.path.isfile(inside) else source if source.lower().endswith(ENSEMBLE_SUFFIX) else None
 
 
 def _page(facts: dict[str, Any]) -> str:
@@ -69,7 +78,7 @@ def _page(facts: dict[str, Any]) -> str:
         lines += [f"  {key}"] if key in facts else []
         for item in facts.get(key, ()):
             parts = [f"{name} {_shown(value)}" for name, value in item.items() if name != "name" and value is not None]
-            lines.append(f"    {item['name']:<10} " + ", ".join(parts))
+            lines.append(f"    {item['name']:<10} {', '.join(parts)}".rstrip())
     lines += [
         f"  registered: {', '.join(found['paths'])}: {found['reason']}"
         for found in facts.get("registrations", ())

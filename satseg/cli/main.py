@@ -33,7 +33,7 @@ COMMANDS = {
     "refit": "Fit thresholds and rules of a model anew; write a model file.",
     "detect": "Find what a model knows in scenes; write polygons.",
     "ensemble": "Name several models that answer as one; write a file.",
-    "average": "Average the weights of checkpoints; write a model file.",
+    "average": "Average the weights of models; write a model file.",
     "vote": "Find where enough layers of polygons agree, class by class.",
     "polygonize": "Turn a mask into polygons, exactly along its pixels.",
     "rasterize": "Turn polygons into a mask on a scene's grid.",

@@ -1,6 +1,6 @@
-"""Averaged checkpoints: one network whose weights are the mean of several's, which costs no more than one to run.
+"""Averaged weights: one network whose weights are the mean of several's, which costs no more than one to run.
 
-Of rounds of one training, or of trainings that began with the same weights: only there do the units of networks
+Of trainings that began with the same weights, or that went on from each other: only there do the units of networks
 correspond (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima"; Wortsman et al. 2022, "Model soups").
 Whether they do cannot be told from the files, so that is for the user to know; what can be told is refused: other
 networks, bands, normalisation, classes or resolution. Statistics of batch normalisation are averaged as weights are,
@@ -22,7 +22,8 @@ from torch import Tensor
 from satseg.errors import ModelError, UsageError
 from satseg.learning.card import ModelCard
 from satseg.learning.networks.bundle import Model, load_model
-from satseg.learning.networks.ensemble import check_together, common_items, identity
+from satseg.learning.networks.ensemble import identity
+from satseg.learning.networks.together import check_together, common_items
 
 __all__ = ["average"]
 
@@ -31,6 +32,8 @@ ALIKE = {
     "class_names": "classes", "separated": "classes learnt apart", "gsd_m": "resolutions",
 }  # fmt: skip
 """Parts of the card in which all models are the same, and what to call them."""
+MOST_SHOWN = 200
+"""Characters of a part that differs."""
 
 
 def average(models: Sequence[Model | str | os.PathLike[str]]) -> Model:
@@ -67,18 +70,32 @@ def average(models: Sequence[Model | str | os.PathLike[str]]) -> Model:
 
 def _check_alike(first: ModelCard, other: ModelCard, pair: str) -> None:
     for part, called in ALIKE.items():
-        ours, theirs = getattr(first, part), getattr(other, part)
-        if ours != theirs:
+        if getattr(first, part) != getattr(other, part):
+            place, ours, theirs = _difference(*(_plain(card, part) for card in (first, other)))
             raise ModelError(
-                f"{pair} have other {called}: {_short(ours)} and {_short(theirs)}",
-                hint="weights are averaged of checkpoints of one training; of others make an ensemble",
+                f"{pair} have other {called}: {place}{_short(ours)} and {_short(theirs)}",
+                hint="weights are averaged of trainings from one start (train --from); of others make an ensemble",
                 code="E-MOD-044",
             )
 
 
+def _plain(card: ModelCard, part: str) -> Any:
+    """A part of the card, as lists, mappings and plain values."""
+    document = card.model_dump(mode="json")
+    return document[part] if part in document else list(getattr(card, part))
+
+
+def _difference(ours: Any, theirs: Any, place: str = "") -> tuple[str, Any, Any]:
+    """The first place in which two plain values differ, and what is there."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        key = next(key for key in (*ours, *theirs) if ours.get(key) != theirs.get(key))
+        return _difference(ours.get(key), theirs.get(key), f"{key} ")
+    return place, ours, theirs
+
+
 def _short(part: Any) -> str:
     text = str(part)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -57,6 +57,11 @@ FOREIGN_KINDS = (
     (b"\x89HDF", "an HDF5 file"),
 )
 ONLY_OURS = "satseg reads only model files that it wrote itself: other formats can run code when opened"
+OTHERS_OF_OURS = {
+    ".ckpt": "a checkpoint serves --resume alone and can run code when opened; give the .safetensors of its training",
+    ".toml": "what is asked for is one model, a .safetensors, and no ensemble or run file",
+}
+"""What to do with files that satseg writes and that are no models, by suffix."""
 
 
 def save_bundle(
@@ -183,10 +188,11 @@ def _header(path: Path) -> dict[str, Any]:
 def _refuse_other_kinds(start: bytes, length: int, path: Path) -> None:
     if 2 <= length <= MAX_HEADER_BYTES and start[LENGTH_BYTES:] == b"{":
         return
+    hint = OTHERS_OF_OURS.get(path.suffix.lower(), ONLY_OURS)
     for magic, kind in FOREIGN_KINDS:
         if start.startswith(magic):
-            raise ModelError(f"{path} is {kind}", hint=ONLY_OURS, code="E-MOD-011", path=path)
-    raise ModelError(f"{path} is no model file", hint=ONLY_OURS, code="E-MOD-012", path=path)
+            raise ModelError(f"{path} is {kind}", hint=hint, code="E-MOD-011", path=path)
+    raise ModelError(f"{path} is no model file", hint=hint, code="E-MOD-012", path=path)
 
 
 def _card(header: Mapping[str, Any], path: Path) -> ModelCard:
@@ -214,17 +220,13 @@ def _intact(text: str, path: Path) -> dict[str, Any]:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ModelError(
             f"{path} has format {version}, this satseg reads up to {FORMAT_VERSION}",
-            hint="update satseg",
-            code="E-MOD-017",
-            path=path,
-        )
+            hint="update satseg", code="E-MOD-017", path=path,
+        )  # fmt: skip
     if not same:
         raise ModelError(
             f"{path}: the card is not the one that was saved",
-            hint="copy the file again; to change a card, load, change and save the model",
-            code="E-MOD-015",
-            path=path,
-        )
+            hint="copy the file again; to change a card, load, change and save the model", code="E-MOD-015", path=path,
+        )  # fmt: skip
     return document
 
 

@@ -3,24 +3,22 @@
 `Predictor` is what a detection asks a model for, and a model alone answers as an ensemble of one. Members may be
 different networks, with bands, normalisation, margin and alignment of their own: each looks at a tile as if it were
 alone, so that its part of the scores is what it says alone. They know the same classes in the same order, at the same
-working resolution, for one raster of scores is made of theirs (`means`). Members are put in order of their weights'
-digests, so that the order in which they are given changes no bit of the result.
+working resolution, for one raster of scores is made of theirs (`means`, `together`). Members are put in order of their
+weights' digests, so that the order in which they are given changes no bit of the result.
 
 Rejected: averaging rasters of scores on disk, which costs a file for each member and rounds each of them; and a network
 module that holds the members, which would read all bands for all and could not be run by other engines.
 
-Codes: E-MOD-040 other weights than the file names, 041 classes, 042 resolutions, 043 indices that do not fit together,
-045 rules of a class.
+Code: E-MOD-040 other weights than the file names.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, geometric_mean
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -28,9 +26,10 @@ import torch
 from satseg.classes import ClassItem
 from satseg.documents import suggest
 from satseg.errors import ModelError, UsageError
-from satseg.learning.card import IndexCard, ModelCard, checksum, class_facts
+from satseg.learning.card import IndexCard, checksum, class_facts
 from satseg.learning.networks.bundle import Model, digest_of, load_model, read_card
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, is_ensemble_file
+from satseg.learning.networks.together import check_together, common_items
 
 __all__ = ["Ensemble", "ModelLike", "Predictor", "as_predictor", "load_predictor", "write_ensemble"]
 
@@ -39,8 +38,6 @@ STACKED_THRESHOLD = 0.5
 """Of a class with a stacker and without a threshold: its score is a fitted probability."""
 IN_FOLDER = "ensemble.toml"
 """Of a folder of models that answer together."""
-SAME_GSD = 0.05
-"""Share by which working resolutions may differ: as a scene's may from its model's."""
 
 
 class Predictor(Protocol):
@@ -146,8 +143,6 @@ class Ensemble:
         UsageError
             Fewer than two (E-USE-025), or a threshold or stacker of a class that is not there (E-USE-026).
         """
-        if len(models) < 2:
-            raise UsageError(f"an ensemble of {len(models)} is none", hint="give two models or more", code="E-USE-025")
         called = names or [f"model {number}" for number in range(1, len(models) + 1)]
         check_together([model.card for model in models], called)
         order = sorted(range(len(models)), key=lambda number: identity(models[number]))
@@ -286,61 +281,6 @@ def identity(model: Model) -> tuple[str, str]:
     return weights, checksum(model.card.model_dump(mode="json"))
 
 
-def check_together(cards: Sequence[ModelCard], names: Sequence[str]) -> None:
-    """Raise ModelError when models, called `names`, cannot answer as one; what differs from the first is named."""
-    first = cards[0]
-    for card, name in zip(cards[1:], names[1:], strict=True):
-        pair = f"{names[0]} and {name}"
-        ours, theirs = ([f"{item.name} ({item.id})" for item in one.classes] for one in (first, card))
-        if ours != theirs:
-            raise ModelError(
-                f"{pair} know other classes: {', '.join(ours)} and {', '.join(theirs)}",
-                hint="members know the same classes, by name and number, in the same order", code="E-MOD-041",
-            )  # fmt: skip
-        for one, other in zip(first.classes, card.classes, strict=True):
-            if (one.erases, one.becomes) != (other.erases, other.becomes):
-                raise ModelError(
-                    f"{pair} have other rules of {one.name!r}: {'; '.join(one.rules)} and {'; '.join(other.rules)}",
-                    hint="train members with one class list", code="E-MOD-045",
-                )  # fmt: skip
-        if not _same_gsd(first.gsd_m, card.gsd_m):
-            raise ModelError(
-                f"{pair} work at other resolutions: {_metres(first.gsd_m)} and {_metres(card.gsd_m)}",
-                hint="train members with one --gsd", code="E-MOD-042",
-            )  # fmt: skip
-    known: dict[str, tuple[str, IndexCard]] = {}
-    for card, name in zip(cards, names, strict=True):
-        for index in card.indices:
-            earlier, meant = known.setdefault(index.item.name, (name, index))
-            if meant != index:
-                raise ModelError(f"{earlier} and {name} mean other things by {index.item.name}", code="E-MOD-043")
-
-
-def _same_gsd(one: float | None, other: float | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return abs(one / other - 1) <= SAME_GSD
-
-
-def _metres(gsd_m: float | None) -> str:
-    return "that of the scene" if gsd_m is None else f"{gsd_m:.4g} m"
-
-
-def common_items(
-    cards: Sequence[ModelCard], mean: Mean = "arithmetic", thresholds: Mapping[str, float] | None = None
-) -> tuple[ClassItem, ...]:
-    """Return the classes of several models: `thresholds` where given, else the mean of theirs, which scores are too."""
-    items, given = [], thresholds or {}
-    for same in zip(*(card.classes for card in cards), strict=True):
-        first = same[0]
-        levels = [item.threshold for item in same]
-        own = fmean(levels) if mean == "arithmetic" else geometric_mean(levels)
-        least = {name: min(getattr(item, name) for item in same) for name in ("min_area_m2", "min_hole_m2")}
-        lengths = {name: fmean(getattr(item, name) for item in same) for name in ("buffer_m", "simplify_m")}
-        items.append(first.model_copy(update={"threshold": given.get(first.name, own), **least, **lengths}))
-    return tuple(items)
-
-
 def load_predictor(paths: PathLike | Sequence[PathLike], device: str | torch.device = "auto") -> Predictor:
     """Return what `paths` name, ready to run on `device`: a model, an ensemble file, or an ensemble of models.
 
@@ -381,8 +321,7 @@ def write_ensemble(
         The file cannot be written.
     """
     cards = [read_card(path) for path in models]
-    if len(cards) > 1:
-        check_together(cards, [os.fspath(path) for path in models])
+    check_together(cards, [os.fspath(path) for path in models])
     digests = [(path, str(card.weights_sha256)) for path, card in zip(models, cards, strict=True)]
     made = EnsembleFile.of(digests, beside=output, mean=mean)
     made.save(output, overwrite=overwrite)

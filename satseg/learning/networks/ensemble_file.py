@@ -33,7 +33,8 @@ from satseg.errors import SpecError, UsageError
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
 __all__ = [
-    "ClassStacker", "EnsembleFile", "LOGIT_LIMIT", "MEANS", "Mean", "Member", "combined", "is_ensemble_file",
+    "ClassStacker", "EnsembleFile", "LOGIT_LIMIT", "MEANS", "Mean", "Member", "check_name", "combined",
+    "is_ensemble_file",
 ]  # fmt: skip
 
 Mean: TypeAlias = Literal["arithmetic", "geometric"]
@@ -136,8 +137,7 @@ class EnsembleFile(Document):
         OutputError
             It cannot be written.
         """
-        if not is_ensemble_file(path):
-            raise UsageError(f"{os.fspath(path)}: an ensemble file ends in .toml", code="E-USE-023")
+        check_name(path)
         with AtomicOutput(path, overwrite=overwrite) as out, os_errors_as_output_errors(path):
             out.temporary.write_text(self.to_toml(), encoding="utf-8")
 
@@ -158,6 +158,12 @@ class EnsembleFile(Document):
             weights = ", ".join(map(_toml, one.weights))
             lines += ["", f"[stacker.{_toml(name)}]", f"weights = [{weights}]", f"bias = {_toml(one.bias)}"]
         return "\n".join(lines) + "\n"
+
+
+def check_name(path: PathLike) -> None:
+    """Raise UsageError (E-USE-023) where `path` would not be known as an ensemble file by its name."""
+    if not is_ensemble_file(path):
+        raise UsageError(f"{os.fspath(path)}: an ensemble file ends in .toml", code="E-USE-023")
 
 
 def is_ensemble_file(path: object) -> bool:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MINUTES_EACH = {False: 3.0, True: 1.0}
 """Of training until another network is worth more than going on: on two cores, and on a GPU."""
 BANDS_IN_TIME = 6
-MOST_MEMBERS = 3
+ENOUGH_MEMBERS = 3
 RARE = 0.01
 """Share of the ground that a class is taken to cover before training: the head's first bias."""
 
@@ -91,7 +91,7 @@ def members_for(options: TrainOptions, device: torch.device, *, bands: int) -> i
     share = (options.minutes or 0) / (MINUTES_EACH[device.type == "cuda"] * max(1.0, bands / BANDS_IN_TIME))
     if options.steps is not None:
         share = options.steps / LEAST_STEPS
-    return max(1, min(MOST_MEMBERS, int(share)))
+    return max(1, min(ENOUGH_MEMBERS, int(share)))
 
 
 def finished_model(
