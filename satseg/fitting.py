@@ -16,7 +16,8 @@ from satseg.learning.detection.inference import working_scene
 from satseg.learning.ground.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
 from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import Model, load_model
-from satseg.learning.training.rule_fit import Judged, fit_rules, jaccards
+from satseg.learning.training.judged import Judged
+from satseg.learning.training.rule_fit import fit_rules, jaccards
 from satseg.output import check_writable
 from satseg.pipeline import check_model_name, predict
 from satseg.progress import Progress, silent
@@ -65,11 +66,19 @@ def refit(
     return fitted
 
 
-def fitted_on(model: Model, grounds: Sequence[Ground]) -> Model:
-    """Return `model` with thresholds and rules that find most of what `grounds` hold for validation."""
+def fitted_on(model: Model, grounds: Sequence[Ground], held: Sequence[Judged] | None = None) -> Model:
+    """Return `model` with thresholds and rules that find most of what `grounds` hold for validation.
+
+    Parameters
+    ----------
+    held : sequence of Judged, optional
+        Scores of all of that by `model`; predicted when left out.
+    """
+    if held is not None:
+        return _with_rules(model, held)
     found = []
     for ground in grounds:
-        for window in ground.held or (ground.scene.grid.window,):
+        for window in ground.blocks:
             part = ground.scene.grid.crop(window)
             found.append(Judged.of(predict(model, ground.scene, bounds=part.bounds), ground.labels))
     return _with_rules(model, found)

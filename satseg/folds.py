@@ -139,6 +139,11 @@ def _ready(data: Sequence[LabelledPair], groups: Sequence[str | None] | None, ru
         raise UsageError("no number of folds", hint="give folds=K, such as 5", code="E-TRN-022")
     if run.data.valid_scenes:
         raise UsageError("folds validate on scenes of their own", hint="give all as training data", code="E-TRN-023")
+    if run.train.fit_rules:
+        raise UsageError(
+            "fit_rules in folds gives each model rules of its own, and models with other rules do not answer as one",
+            hint="leave fit_rules out; satseg refit fits the rules of one model", code="E-TRN-028",
+        )  # fmt: skip
     if given_ranks().count > 1:
         raise UsageError("folds are not trained under torchrun or srun", hint="give --devices N", code="E-TRN-024")
     start = None if run.model.start is None else Start.load(run.model.start)

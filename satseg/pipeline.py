@@ -105,7 +105,7 @@ def train(
         if run.train.fit_rules:
             from satseg.fitting import fitted_on
 
-            model = fitted_on(model, prepared.validation)
+            model = fitted_on(model, prepared.validation, outcome.held)
         if output is not None and leads:
             model.save(output, overwrite=overwrite or resume)
         if ready.place is not None and leads:

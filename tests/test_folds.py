@@ -229,6 +229,7 @@ def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
         ({"folds": 1}, UsageError, "E-USE-010"),
         ({}, UsageError, "E-TRN-022"),
         ({"folds": 2, "groups": ["a"]}, UsageError, "E-TRN-025"),
+        ({"folds": 2, "fit_rules": True}, UsageError, "E-TRN-028"),
         ({"folds": 2, "groups": ["a", "a"]}, UsageError, "E-TRN-020"),
         ({"folds": 2, "valid_scenes": (LabelledScene(scene="s", labels="l"),)}, UsageError, "E-TRN-023"),
     ]

@@ -69,7 +69,7 @@ def pair(watched, data, tmp_path_factory):
     """
     folder, told = tmp_path_factory.mktemp("pair"), []
     model = watched(
-        folder, data, {POISON: "1:4"}, devices=2, batch=4, hard=0.6, output=folder / "m.safetensors",
+        folder, data, {POISON: "1:4"}, devices=2, batch=4, hard=0.6, fit_rules=True, output=folder / "m.safetensors",
         progress=lambda stage, done, total, note: told.append((stage, done, note)),
     )  # fmt: skip
     return folder, model, told
@@ -124,6 +124,15 @@ def test_one_rank_writes_and_one_process_tells(pair):
     assert sorted({*shares}) == pytest.approx([step / 6 for step in range(1, 7)])
     assert len(shares) == 6 + 2  # steps and validations
     assert model.card.training.steps == 6
+
+
+def test_rules_are_fitted_on_what_all_ranks_together_hold_for_validation(pair, data):
+    folder, model, _ = pair
+    scores = model.card.scores
+    assert set(scores["rules_jaccard"]) == {"a", "b"}
+    found = satseg.refit(model, [data]).card  # on all of the ground
+    assert set(found.scores["rules_jaccard"]) == {"a", "b"}
+    assert satseg.load_model(folder / "m.safetensors", device="cpu").card.classes == model.card.classes
 
 
 # --- how they end

@@ -14,7 +14,8 @@ from satseg.errors import LabelError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.labels import LabelLayer
 from satseg.learning.networks.bundle import load_model
-from satseg.learning.training.rule_fit import Judged, fit_rules, jaccards
+from satseg.learning.training.judged import Judged
+from satseg.learning.training.rule_fit import fit_rules, jaccards
 from satseg.raster import Raster
 from satseg.run import DataOptions
 from tests.worlds import squares, tiny_model

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import numpy as np
 import shapely
@@ -24,6 +25,7 @@ from satseg.classes import ClassItem, erased_by, erasing_order
 from satseg.vector.finish import Geometries, less_rounding
 from satseg.vector.shapes import LEAST_PX, parts_of, without
 
+Areas: TypeAlias = Callable[[Geometries], NDArray[np.float64]]
 Boxes = NDArray[np.float64]
 """Left, top, right, bottom in pixel corners, (N, 4)."""
 NO_BOXES = np.empty((0, 4))
@@ -87,7 +89,7 @@ class Erasing:
         classes: Sequence[ClassItem],
         *,
         reaches: Sequence[float],
-        areas: Callable[[Geometries], NDArray[np.float64]],
+        areas: Areas,
     ) -> None:
         self._classes, self._reaches, self._areas = classes, reaches, areas
         self._order, self._erased_by = erasing_order(classes), erased_by(classes)
@@ -97,9 +99,7 @@ class Erasing:
             [j for j, item in enumerate(classes) if j == k or any(rule.to == classes[k].name for rule in item.becomes)]
             for k in count
         ]
-        self._meet = [
-            item.buffer_m > 0 or item.simplify_m > 0 or len(self._sources[k]) > 1 for k, item in enumerate(classes)
-        ]
+        self._meet = [meets(item, len(self._sources[k])) for k, item in enumerate(classes)]
         self._waiting = [Things.none() for _ in count]
         self._own = [np.empty(0, object) for _ in count]  # as grown, what later ones of the class lose
         self._settled = [np.empty(0, object) for _ in count]  # as given back, what erased classes lose
@@ -145,15 +145,12 @@ class Erasing:
         if not self._meet[k] or not len(come):
             return come
         self._own[k] = np.concatenate([self._own[k], come.polygons])
-        return come.of(without(come.polygons, self._own[k], earlier=True))
+        return apart(come, self._own[k])
 
     def _cleared(self, k: int, certain: Things) -> Things:
         """Return features without the ground of what erases them, of their least size."""
         covers = np.concatenate([np.empty(0, object), *(self._settled[e] for e in self._erased_by[k])])
-        if len(covers) and len(certain):
-            certain = certain.of(without(certain.polygons, covers))
-        if least := self._classes[k].min_area_m2:
-            certain = certain[self._areas(certain.polygons) >= less_rounding(least)]
+        certain = cleared(certain, covers, self._classes[k].min_area_m2, areas=self._areas)
         if self._erases[k]:
             self._settled[k] = np.concatenate([self._settled[k], certain.polygons])
         return certain
@@ -178,3 +175,20 @@ class Erasing:
             self._settled[k] = settled[
                 self._touched(shapely.bounds(settled).reshape(-1, 4), self._erases[k], boxes, row)
             ]
+
+
+def meets(item: ClassItem, sources: int) -> bool:
+    """Whether features of a class may overlap that come from `sources` planes."""
+    return item.buffer_m > 0 or item.simplify_m > 0 or sources > 1
+
+
+def apart(things: Things, own: Geometries) -> Things:
+    """Return features of a class without what earlier ones have: `own` are those, and then the features themselves."""
+    return things.of(without(things.polygons, own, earlier=True))
+
+
+def cleared(things: Things, covers: Geometries, least_m2: float, *, areas: Areas) -> Things:
+    """Return features without the ground of `covers`, and only those of at least `least_m2` square metres."""
+    if len(covers) and len(things):
+        things = things.of(without(things.polygons, covers))
+    return things[areas(things.polygons) >= less_rounding(least_m2)] if least_m2 else things

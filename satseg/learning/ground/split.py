@@ -65,6 +65,11 @@ class Ground:
         """How many planes of truth it has: classes, then cores."""
         return len(self.labels.classes) + (0 if self.cores is None else len(self.cores.classes))
 
+    @property
+    def blocks(self) -> tuple[Window, ...]:
+        """What is validated of it: the rectangles held, all of it where there are none."""
+        return self.held or (self.scene.grid.window,)
+
     def closed(self, window: Window) -> list[Window]:
         """Parts of `window` that are held for validation, or too near to it."""
         parts = (overlap(window, grown(held, self.gap)) for held in (*self.held, *self.barred))

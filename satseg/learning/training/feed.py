@@ -130,7 +130,7 @@ class HeldTiles(Dataset[Chip]):
         self._reads: list[tuple[int, Read]] = []
         for index, ground in enumerate(grounds):
             reads: list[Read] = []
-            for held in ground.held or (ground.scene.grid.window,):
+            for held in ground.blocks:
                 plan = plan_tiles(ground.scene.grid, tile=tile, halo=halo, window=held, align=stride)
                 tight = (plan.tight(piece, beyond=beyond) for piece in plan)
                 reads += [Read(piece.read, (piece.keep,)) for piece in tight]
@@ -140,6 +140,10 @@ class HeldTiles(Dataset[Chip]):
 
     def __len__(self) -> int:
         return len(self._mine)
+
+    def read_of(self, number: int) -> tuple[int, Read]:
+        """The number of the ground that chip `number` is of, and where it lies."""
+        return self._reads[self._mine[number] % len(self._reads)]
 
     def __getitem__(self, number: int) -> Chip:
         place = self._mine[number]

@@ -51,6 +51,8 @@ from satseg.learning.training.feed import (
     training_sampler,
     validation_tiles,
 )
+from satseg.learning.training.held import HeldScores, held_scores
+from satseg.learning.training.judged import Judged
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import company, given_ranks, mean_over_ranks, rows_of_ranks, trainer_options
 from satseg.learning.training.reporting import Reporter
@@ -109,6 +111,8 @@ class Learner(lightning.LightningModule):
         """Round that a resumed run goes on with: asking for the first batch, Lightning may have the one before."""
         self.hardness: Hardness | None = None
         """Of the ground that `fit` trains on, where chips go by it."""
+        self.held: HeldScores | None = None
+        """Keeps what validation finds, once it is to be kept."""
 
     @property
     def judged(self) -> Network:
@@ -155,12 +159,15 @@ class Learner(lightning.LightningModule):
             for weight in self.network.parameters():
                 weight.grad = None
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        """Add the batch's pixels to the threshold curve."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch's pixels to the threshold curve, and keep them where they are to be kept."""
         image, valid, target, labelled = batch
         logits = self.judged(self.normalize(image, valid).contiguous(memory_format=torch.channels_last))
         crop, count = self.network.crop, len(self.classes)
-        self.curve.update(logits[:, :count].float().sigmoid(), cut(target[:, :count], crop), cut(labelled, crop))
+        scores, truth, known = logits[:, :count].float().sigmoid(), cut(target[:, :count], crop), cut(labelled, crop)
+        self.curve.update(scores, truth, known)
+        if self.held is not None:
+            self.held.take(batch_idx, scores=scores[0], truth=truth[0], valid=cut(valid, crop)[0, 0], known=known[0, 0])
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous validation."""
@@ -255,13 +262,17 @@ def cut(planes: torch.Tensor, margin: int) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished run leaves: the thresholds and scores of the weights now in the network."""
+    """What a finished run leaves: the thresholds and scores of the weights now in the network.
+
+    `held` are its scores of the ground held for validation, where one process has them all and rules are to be fitted.
+    """
 
     thresholds: tuple[float, ...]
     jaccard: tuple[float | None, ...]
     steps: int
     seconds: float
     skipped: int
+    held: tuple[Judged, ...] | None = None
 
 
 def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, progress: Progress) -> Outcome:
@@ -306,10 +317,13 @@ def fit(learner: Learner, prepared: Prepared, *, folder: Path, resume: bool, pro
             log.info("%d steps have seen the ground often enough; passes = 0 would go on", steps)
         if given.leads:  # validating, the others take the weights over
             restore(learner, folder / BEST)
+        if options.fit_rules and given.count == 1:
+            learner.held = held_scores(prepared, tiles, learner.network, classes=learner.classes)
         trainer.validate(learner, tiles, verbose=False)
     thresholds, scores = learner.curve.best()
     jaccard = tuple(None if score != score else score for score in scores)
-    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped)
+    held = None if learner.held is None else learner.held.judged()
+    return Outcome(tuple(thresholds), jaccard, steps, seconds, learner.skipped, held)
 
 
 def _keep_metrics(folder: Path) -> None:

@@ -2,29 +2,25 @@
 
 What counts is the Jaccard of features, pooled over scenes, on pixels whose centres they hold: that asks for nothing but
 known ground, and a buffer of half a pixel shows. Per class a threshold first, from scores alone; then least area, least
-hole, buffer and simplification one after another, each by all of the chain; then who erases whom, and what becomes
-another class. A rule must earn its place: a value is taken if it gains `GAIN` over the one that was, or over none for
-buffer and simplification, and of values within `GAIN` of the best the least; what a spec says of other classes is left
-out where it costs as much. Objects that touch are not cut apart here. Rejected: all values of all rules together, for
-what is won on some scenes by one of thousands of combinations is chance.
+hole, buffer and simplification one after another, each by all of the chain (`rule_trials`); then who erases whom, and
+what becomes another class. A rule must earn its place: a value is taken if it gains `GAIN` over the one that was, or
+over none for buffer and simplification, and of values within `GAIN` of the best the least; what a spec says of other
+classes is left out where it costs as much. Objects that touch are not cut apart here. Rejected: all values of all rules
+together, for what is won on some scenes by one of thousands of combinations is chance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from satseg.classes import EVERY, ClassItem, ShapeRule
-from satseg.imagery.labels import LabelLayer, rasterize
 from satseg.learning.training.curves import ThresholdCurve
-from satseg.raster import Raster
-from satseg.vector.finish import Cleaning
-from satseg.vector.layers import PlaneCode
-from satseg.vector.rules import RuledPolygonizer
+from satseg.learning.training.judged import Judged, laid_together
+from satseg.learning.training.rule_trials import RuleTrials
 
 GAIN = 0.002
 """Jaccards closer than this are alike."""
@@ -34,84 +30,51 @@ BUFFERS_PX = (-0.5, 0.5, -1.0, 1.0, -2.0, 2.0, 4.0)
 SIMPLIFY_PX = (1.0, 2.0, 4.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """Scores of some ground, and what is there.
-
-    Parameters
-    ----------
-    scores : Raster, (K, H, W) float in 0..1
-        Of the classes in order.
-    truth : ndarray of uint8, (K, H, W)
-    known : ndarray of bool, (H, W)
-        Pixels that count.
-    """
-
-    scores: Raster
-    truth: NDArray[np.uint8]
-    known: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, scores: Raster, labels: LabelLayer) -> Judged:
-        """Return scores with the labels of the same classes."""
-        truth, known = labels.burn(scores.grid)
-        return cls(scores, truth, known & scores.valid)
-
-    def only(self, k: int) -> Judged:
-        """Return what concerns class `k` alone."""
-        one = slice(k, k + 1)
-        scores = Raster(self.scores.data[one], self.scores.grid, self.scores.names[one], self.scores.valid)
-        return Judged(scores, self.truth[one], self.known)
-
-
 def fit_rules(classes: Sequence[ClassItem], ground: Sequence[Judged]) -> tuple[ClassItem, ...]:
     """Return `classes` with the thresholds and rules that find most of `ground`; those absent from it as they were."""
+    laid = laid_together(ground, reach_m=_reach_m(classes, ground))
     fitted = []
     for k, item in enumerate(classes):
-        alone = [one.only(k) for one in ground]
+        alone = [one.only(k) for one in laid]
         there = any(bool((one.truth[0] > 0)[one.known].any()) for one in alone)
         fitted.append(_fitted(item.model_copy(update={"threshold": _threshold(alone)}), alone) if there else item)
-    return _related(fitted, ground) if any(item.erases or item.becomes for item in fitted) else tuple(fitted)
+    return _related(fitted, laid) if any(item.erases or item.becomes for item in fitted) else tuple(fitted)
 
 
 def jaccards(classes: Sequence[ClassItem], ground: Sequence[Judged]) -> NDArray[np.float64]:
     """Return the pooled Jaccard of the features of each class, (K,); NaN where it is neither there nor found."""
-    counts = np.zeros((2, len(classes)))
-    for one in ground:
-        found = _found(classes, one) & one.known
-        truth = (one.truth > 0) & one.known
-        counts += [(found & truth).sum((1, 2)), (found | truth).sum((1, 2))]
+    return _pooled(classes, [RuleTrials(one) for one in laid_together(ground, reach_m=_reach_m(classes, ground))])
+
+
+def _pooled(classes: Sequence[ClassItem], trials: Sequence[RuleTrials]) -> NDArray[np.float64]:
+    counts = sum((trial.counts(classes) for trial in trials), np.zeros((len(classes), 2)))
     with np.errstate(invalid="ignore"):
-        ratio: NDArray[np.float64] = counts[0] / counts[1]
+        ratio: NDArray[np.float64] = counts[:, 0] / counts[:, 1]
     return ratio
 
 
-def _found(classes: Sequence[ClassItem], one: Judged) -> NDArray[np.bool_]:
-    """Return where the features of each class are, (K, H, W)."""
-    codes = [PlaneCode(item.threshold) for item in classes]
-    cleaning = Cleaning({c.name: c.min_area_m2 for c in classes}, {c.name: c.min_hole_m2 for c in classes})
-    grid = one.scores.grid
-    traced = RuledPolygonizer(grid, classes, cleaning=cleaning, score_of=[code.score_of for code in codes])
-    planes = [code.codes(plane, one.scores.valid) for code, plane in zip(codes, one.scores.data, strict=True)]
-    found = np.zeros(one.truth.shape, bool)
-    for part in (traced.feed(np.stack(planes)), traced.finish()):
-        if len(part):
-            found |= rasterize(part, like=grid, classes=[item.name for item in classes]).data > 0
-    return found
+def _reach_m(classes: Sequence[ClassItem], ground: Sequence[Judged]) -> float:
+    """Return how far features grow at most that are as `classes` have them, or as tries do."""
+    grown = max(BUFFERS_PX) * math.sqrt(_pixel_m2(ground))
+    return max([grown, *(item.buffer_m for item in classes)])
+
+
+def _pixel_m2(ground: Sequence[Judged]) -> float:
+    """Return the size of the largest pixel, 0 where there is no ground."""
+    return max((one.scores.grid.pixel_area_m2() for one in ground), default=0.0)
 
 
 def _threshold(ground: Sequence[Judged]) -> float:
     """Return the best threshold of a class, which `ground` is of alone."""
     curve = ThresholdCurve(1)
     for one in ground:
-        scores, truth, known = (torch.tensor(array) for array in (one.scores.data, one.truth, one.known))
-        curve.update(scores[None], truth[None], known[None, None])
+        curve.count(one.scores.data, one.truth, one.known)
     return curve.best()[0][0]
 
 
 def _fitted(item: ClassItem, ground: Sequence[Judged]) -> ClassItem:
     """Return a class with sizes and lengths that suit `ground`, which is of it alone."""
-    pixel = max(one.scores.grid.pixel_area_m2() for one in ground)
+    pixel, trials = _pixel_m2(ground), [RuleTrials(one) for one in ground]
     lonely = item.model_copy(update={"erases": (), "becomes": (), "buffer_m": 0.0, "simplify_m": 0.0})
     tries = {
         "min_area_m2": [size * pixel for size in AREAS_PX],
@@ -119,10 +82,10 @@ def _fitted(item: ClassItem, ground: Sequence[Judged]) -> ClassItem:
         "buffer_m": [length * pixel**0.5 for length in BUFFERS_PX],
         "simplify_m": [length * pixel**0.5 for length in SIMPLIFY_PX],
     }
-    best = float(jaccards([lonely], ground)[0])
+    best = float(_pooled([lonely], trials)[0])
     for key, values in tries.items():
         changed = [lonely.model_copy(update={key: value}) for value in values]
-        scores = [float(jaccards([one], ground)[0]) for one in changed]
+        scores = [float(_pooled([one], trials)[0]) for one in changed]
         enough = [k for k, score in enumerate(scores) if score >= max(best + GAIN, max(scores) - GAIN)]
         if enough:
             chosen = min(enough, key=lambda k: abs(values[k]))
@@ -132,13 +95,13 @@ def _fitted(item: ClassItem, ground: Sequence[Judged]) -> ClassItem:
 
 def _related(classes: Sequence[ClassItem], ground: Sequence[Judged]) -> tuple[ClassItem, ...]:
     """Return `classes` without the rules between them that cost more than they are worth."""
-    kept, names = list(classes), [item.name for item in classes]
-    best = float(np.nansum(jaccards(kept, ground)))
+    kept, names, trials = list(classes), [item.name for item in classes], [RuleTrials(one) for one in ground]
+    best = float(np.nansum(_pooled(kept, trials)))
     for k, item in enumerate(classes):
         rules: list[str | ShapeRule] = [*item.becomes, *_erased(item, names)]
         for rule in rules:
             trial = [*kept[:k], _without(kept[k], rule, names), *kept[k + 1 :]]
-            total = float(np.nansum(jaccards(trial, ground)))
+            total = float(np.nansum(_pooled(trial, trials)))
             if total >= best + GAIN:
                 kept, best = trial, total
     return tuple(kept)
