@@ -66,6 +66,7 @@ class Streamed:
 # Lengths that put no edge on a pixel's centre, where the last digit decides.
 lengths = st.sampled_from([0.0, 0.0, -0.7, 0.3, 1.3, 2.3])
 sizes = st.sampled_from([0.0, 0.0, 3.0, 20.0, 150.0])
+# Features that grow into each other are parted by detection alone, which shows in rests below a least area.
 rules = st.fixed_dictionaries(
     {
         "threshold": st.sampled_from([0.4, 0.5, 0.7]), "min_area_m2": sizes, "min_hole_m2": sizes, "buffer_m": lengths,
@@ -80,8 +81,10 @@ rules = st.fixed_dictionaries(
 )
 def test_what_is_counted_is_the_ground_that_detection_gives(seed, items, erases, becomes):
     one = ground(seed)
-    first = item("a", **items[0], erases=erases, becomes=becomes)
-    classes = [first, item("b", **items[1], erases=("c",)), item("c", **items[2])]
+    meeting = bool(becomes)
+    kinds = [dict(one, min_area_m2=0.0) if one["buffer_m"] > 0 or meeting else one for one in items]
+    first = item("a", **kinds[0], erases=erases, becomes=becomes)
+    classes = [first, item("b", **kinds[1], erases=("c",)), item("c", **kinds[2])]
     plain = [first.model_copy(update={"becomes": (), "buffer_m": 0.0}), *classes[1:]]
     trials, streamed = RuleTrials(one), Streamed(one)
     for tried in (classes, plain):

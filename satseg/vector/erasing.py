@@ -99,7 +99,9 @@ class Erasing:
             [j for j, item in enumerate(classes) if j == k or any(rule.to == classes[k].name for rule in item.becomes)]
             for k in count
         ]
-        self._meet = [meets(item, len(self._sources[k])) for k, item in enumerate(classes)]
+        self._meet = [
+            item.buffer_m > 0 or item.simplify_m > 0 or len(self._sources[k]) > 1 for k, item in enumerate(classes)
+        ]
         self._waiting = [Things.none() for _ in count]
         self._own = [np.empty(0, object) for _ in count]  # as grown, what later ones of the class lose
         self._settled = [np.empty(0, object) for _ in count]  # as given back, what erased classes lose
@@ -145,7 +147,7 @@ class Erasing:
         if not self._meet[k] or not len(come):
             return come
         self._own[k] = np.concatenate([self._own[k], come.polygons])
-        return apart(come, self._own[k])
+        return come.of(without(come.polygons, self._own[k], earlier=True))
 
     def _cleared(self, k: int, certain: Things) -> Things:
         """Return features without the ground of what erases them, of their least size."""
@@ -175,16 +177,6 @@ class Erasing:
             self._settled[k] = settled[
                 self._touched(shapely.bounds(settled).reshape(-1, 4), self._erases[k], boxes, row)
             ]
-
-
-def meets(item: ClassItem, sources: int) -> bool:
-    """Whether features of a class may overlap that come from `sources` planes."""
-    return item.buffer_m > 0 or item.simplify_m > 0 or sources > 1
-
-
-def apart(things: Things, own: Geometries) -> Things:
-    """Return features of a class without what earlier ones have: `own` are those, and then the features themselves."""
-    return things.of(without(things.polygons, own, earlier=True))
 
 
 def cleared(things: Things, covers: Geometries, least_m2: float, *, areas: Areas) -> Things:

@@ -3,9 +3,12 @@
 What comes out is the ground of `satseg.vector.rules.RuledPolygonizer`, by the same steps on the whole layer at once:
 outlines at the threshold, cleaned, made of another class, grown and simplified, erased. Each step of each class is kept
 under what it depends on; so a least area costs no tracing, and leaving a rule out only what its class erases.
-Kept are the steps of the last two sets: the best, and one that differs from it in a rule, share the rest. Rejected:
-the polygonizer itself for each try, a hundred times as dear on many small pieces; and erasing by masks, where what
-is left of a feature has no size of its own.
+Kept are the steps of the last two sets: the best, and one that differs from it in a rule, share the rest.
+
+One step is left out: features of a class that grew into each other are not parted. Their ground together is the same,
+but for rests below the least area, and parting them is most of the work where a class is found everywhere. Rejected:
+the polygonizer itself for each try, a hundred times as dear on many small pieces; and erasing by masks, where what is
+left of a feature has no size of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from satseg.classes import ClassItem, erased_by, erasing_order
 from satseg.grid import Grid
 from satseg.imagery.labels import LabelLayer
 from satseg.learning.training.judged import Judged
-from satseg.vector.erasing import Things, apart, cleared, meets
+from satseg.vector.erasing import Things, cleared
 from satseg.vector.finish import Cleaning, Geometries, Measure, clean
 from satseg.vector.layers import Finished, PlaneCode
 from satseg.vector.polygonizer import Planes
@@ -96,20 +99,17 @@ class RuleTrials:
                 found: Finished = self._made[step]
                 again |= bool(classes[j].becomes)
                 parts.append(found[self._kinds(found, j, classes[j], to) == k])
-            found = Finished.joined(parts)
-            found = found[np.argsort(found.bottoms, kind="stable")]
-            return self._things(found.polygons, item, again=again, meet=meets(item, len(sources)))
+            return self._things(Finished.joined(parts).polygons, item, again=again)
 
         lengths = (item.min_area_m2, item.min_hole_m2, item.buffer_m, item.simplify_m)
         return self._step(("shaped", k, lengths, tuple(steps), tuple(rules)), make)
 
-    def _things(self, polygons: Geometries, item: ClassItem, *, again: bool, meet: bool) -> Things:
+    def _things(self, polygons: Geometries, item: ClassItem, *, again: bool) -> Things:
         """Return features as the lengths of `item` shape each, in pixels; `again`: sizes too, without any length."""
         numbers = np.arange(len(polygons))
         if len(polygons) and (item.reshapes or again):
             polygons, numbers = reshaped(polygons, self._measure, item)
-        things = Things(polygons, numbers, np.zeros(len(polygons))).of(self._frame.of(polygons))
-        return apart(things, things.polygons) if meet and len(things) else things
+        return Things(polygons, numbers, np.zeros(len(polygons))).of(self._frame.of(polygons))
 
     def _kinds(self, found: Finished, k: int, item: ClassItem, names: Sequence[str]) -> NDArray[np.int64]:
         """Return of which class each feature of plane `k` is."""
