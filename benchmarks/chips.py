@@ -37,7 +37,7 @@ from satseg.imagery.labels import LabelLayer
 from satseg.learning.ground.sampling import ChipSampler
 from satseg.learning.ground.split import Ground
 from satseg.learning.training.feed import Chips, stack_chips
-from satseg.run import AugmentOptions
+from satseg.options import AugmentOptions
 
 CHIP, BATCH, CLASSES = 128, 16, ("house", "field")
 SIDE, QUICK_SIDE = 4096, 2048

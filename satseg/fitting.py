@@ -18,10 +18,10 @@ from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import Model, load_model
 from satseg.learning.training.judged import Judged
 from satseg.learning.training.rule_fit import fit_rules, jaccards
+from satseg.options import DataOptions
 from satseg.output import check_writable
 from satseg.pipeline import check_model_name, predict
 from satseg.progress import Progress, silent
-from satseg.run import DataOptions
 
 
 def refit(

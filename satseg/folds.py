@@ -29,10 +29,11 @@ from satseg.learning.training.fold_report import ENSEMBLE, OUT_OF_FOLD, REPORT, 
 from satseg.learning.training.ranks import given_ranks
 from satseg.learning.training.run_folder import check_run, told
 from satseg.learning.training.start import Start
+from satseg.options import LabelledScene
 from satseg.output import being_written, hidden_prefix, os_errors_as_output_errors, try_lock, write_text
 from satseg.pipeline import LabelledPair, detect_to_file, open_pairs, plan, train
 from satseg.progress import Progress, silent
-from satseg.run import LabelledScene, RunConfig
+from satseg.run import RunConfig
 
 log = logging.getLogger(__name__)
 

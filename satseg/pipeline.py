@@ -37,10 +37,11 @@ from satseg.learning.training.ranks import check_devices, given_ranks
 from satseg.learning.training.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
 from satseg.learning.training.start import Start
 from satseg.ledger import Ledger
+from satseg.options import LabelledScene
 from satseg.output import AtomicOutput, check_distinct, check_writable, os_errors_as_output_errors
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
-from satseg.run import LabelledScene, RunConfig
+from satseg.run import RunConfig
 from satseg.vector.features import check_target
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def train(
         Scored whole during training; without it blocks of `data` are held out, with a gap.
     config : RunConfig
         A run file's content; `options` override it by name: ``minutes=10``, ``field="class"``,
-        ``classes=("building",)``, ``gsd=0.3``, ``seed=1`` (`satseg.run` lists them all).
+        ``classes=("building",)``, ``gsd=0.3``, ``seed=1`` (`satseg.options` lists them all).
         ``start="model.safetensors"`` fine-tunes that model: its weights, and its options where none are given. To
         repeat a training instead, give the ``run.toml`` of its folder: ``config=RunConfig.from_file(...)``.
     run_dir : path-like

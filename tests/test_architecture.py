@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "satseg"
 FLOORS = [
     {"errors", "progress", "crs", "output", "checked", "bandfile", "ledger", "documents", "formulas", "sensors",
-     "classes", "indexes", "specs", "run", "grid", "preview", "raster"},
+     "classes", "indexes", "specs", "options", "run", "grid", "preview", "raster"},
     {"imagery"},
     {"vector"},
     {"scoring", "synthetic"},

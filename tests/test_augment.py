@@ -9,7 +9,7 @@ import torch
 from satseg.errors import GridError
 from satseg.learning.ground.warping import draw_turn
 from satseg.learning.training.augment import CUT, augment, recolour, step_generator
-from satseg.run import NO_AUGMENTATION, AugmentOptions
+from satseg.options import NO_AUGMENTATION, AugmentOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 ALL_COLOURS = AugmentOptions(

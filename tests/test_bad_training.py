@@ -15,7 +15,8 @@ from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.ground.chips import ChipReader
 from satseg.learning.ground.grounds import open_pair, prepare
 from satseg.learning.ground.sampling import ChipSampler
-from satseg.run import AugmentOptions, RunConfig
+from satseg.options import AugmentOptions
+from satseg.run import RunConfig
 from tests.commands import TINY
 from tests.factories import UTM, noise, north_up, write_tiff
 from tests.worlds import BANDS, squares

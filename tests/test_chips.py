@@ -19,7 +19,7 @@ from satseg.learning.ground.chips import ChipReader
 from satseg.learning.ground.sampling import LEAST_FREE, ChipSampler
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.learning.ground.warping import View
-from satseg.run import NO_AUGMENTATION, AugmentOptions
+from satseg.options import NO_AUGMENTATION, AugmentOptions
 from tests.factories import UTM, noise, north_up, write_tiff
 from tests.worlds import BANDS, squares
 

@@ -18,7 +18,8 @@ from satseg.learning.networks.export import onnx_bytes
 from satseg.learning.networks.folding import lean
 from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.learning.training.recipe import members_for
-from satseg.run import RunConfig, TrainOptions
+from satseg.options import TrainOptions
+from satseg.run import RunConfig
 from tests.test_bundle import card_of
 from tests.test_training import FAST, weights
 from tests.worlds import squares

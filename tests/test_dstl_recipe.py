@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 
 import geopandas
@@ -155,6 +157,13 @@ def test_a_training_that_was_stopped_goes_on_and_another_does_not(models, contes
         train_recipe(folder, "dstl", models.path, overrides=TINY, resume=True)
 
 
+@pytest.mark.parametrize("minutes", [-1.0, 0.0])
+def test_a_budget_that_is_none_is_refused_before_anything_is_written(contest, own, tmp_path, minutes):
+    with pytest.raises(UsageError, match="minutes"):
+        train_recipe(ContestFolder.open(contest), own, tmp_path / "m", minutes=minutes)
+    assert not (tmp_path / "m").exists()
+
+
 def test_the_way_from_models_to_a_score(run, models, contest, tmp_path):
     out = run("dstl", "detect", models.path, contest, "-o", tmp_path / "p", "--device", "cpu").done().out
     assert "in 1 tiles" in out, "6020_0_0 is the one scored tile that is there"
@@ -181,6 +190,14 @@ def test_models_that_are_not_there_or_not_finished_are_refused(contest, models, 
     assert caught.value.code == "E-IN-332"
     with pytest.raises(InputError, match="6999_0_0"):
         detect_recipe(models.path, folder, tmp_path / "p", tiles=["6999_0_0"])
+    shutil.copytree(contest, tmp_path / "part", copy_function=os.symlink)
+    for path in tmp_path.glob("part/*/6010_1_2*.tif"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"6010_1_2 has no rgb file; unpack [^,]+$"):
+        detect_recipe(
+            models.path, ContestFolder.open(tmp_path / "part"), tmp_path / "p", tiles=["6020_0_0", "6010_1_2"]
+        )
+    assert not (tmp_path / "p").exists(), "nothing is begun"
     with pytest.raises(UsageError, match="ttta"):
         detect_recipe(models.path, folder, tmp_path / "p", ttta="d4")
 

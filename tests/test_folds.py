@@ -25,8 +25,9 @@ from satseg.learning.ground.folds import deal_scenes, joined_groups, scene_names
 from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import read_card
 from satseg.learning.training.fold_report import FoldReport
+from satseg.options import LabelledScene
 from satseg.output import hidden_prefix, try_lock
-from satseg.run import LabelledScene, RunConfig
+from satseg.run import RunConfig
 from tests.commands import TINY
 from tests.factories import UTM, north_up
 from tests.worlds import squares

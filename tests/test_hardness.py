@@ -24,7 +24,8 @@ from satseg.learning.ground.split import Ground
 from satseg.learning.training import checkpoints
 from satseg.learning.training.checkpoints import LAST
 from satseg.learning.training.feed import Chips, stack_placed
-from satseg.run import NO_AUGMENTATION, AugmentOptions, RunConfig
+from satseg.options import NO_AUGMENTATION, AugmentOptions
+from satseg.run import RunConfig
 from tests.factories import UTM, noise, north_up, write_tiff
 from tests.worlds import squares
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from satseg.errors import GridError, SpecError
 from satseg.learning.training import losses
 from satseg.learning.training.losses import BORDER_PX, LOSSES, loss_of, make_loss, near_border
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 Y = torch.tensor([1.0, 1, 0, 0]).reshape(1, 1, 2, 2)

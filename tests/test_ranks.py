@@ -20,7 +20,7 @@ from satseg.learning import machine
 from satseg.learning.training import launching, recipe
 from satseg.learning.training.feed import Budget, Moment, RoundSampler
 from satseg.learning.training.ranks import Ranks, check_devices, company, given_ranks, mean_over_ranks, trainer_options
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 from tests.commands import TINY, build_town
 from tests.ranked import KILL, NOTES, POISON, Endless, Watched, notes, same_weights
 from tests.worlds import squares

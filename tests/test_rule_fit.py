@@ -16,8 +16,8 @@ from satseg.imagery.labels import LabelLayer
 from satseg.learning.networks.bundle import load_model
 from satseg.learning.training.judged import Judged
 from satseg.learning.training.rule_fit import fit_rules, jaccards
+from satseg.options import DataOptions
 from satseg.raster import Raster
-from satseg.run import DataOptions
 from tests.worlds import squares, tiny_model
 
 GRID = Grid(90, 120, Affine(2, 0, 500_000, 0, -2, 5_000_000), 32633)

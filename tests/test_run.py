@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from satseg.errors import UsageError
-from satseg.run import NO_AUGMENTATION, AugmentOptions, RunConfig
+from satseg.options import NO_AUGMENTATION, AugmentOptions
+from satseg.run import RunConfig
 
 
 def test_printed_config_reads_back_as_itself(tmp_path):

@@ -22,7 +22,7 @@ from satseg.learning.ground.occupancy import occupancy
 from satseg.learning.ground.sampling import ChipSampler
 from satseg.learning.ground.split import Ground
 from satseg.learning.training.feed import Chips
-from satseg.run import NO_AUGMENTATION, AugmentOptions
+from satseg.options import NO_AUGMENTATION, AugmentOptions
 from tests.factories import UTM, noise, north_up, write_tiff
 
 GSD = 1.0

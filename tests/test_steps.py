@@ -14,7 +14,7 @@ from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.learning.training import learner
 from satseg.learning.training.feed import Budget, Moment, RoundSampler
 from satseg.learning.training.steps import averaged_copy, optimizer_of, schedule, take_into_average
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 from tests.worlds import squares
 
 FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 1, "rounds": 2, "precision": "fp32", "device": "cpu"}

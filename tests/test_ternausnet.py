@@ -26,8 +26,9 @@ from satseg.learning.networks.folding import Convolution, lean
 from satseg.learning.networks.ternausnet import TernausConfig, TernausNet
 from satseg.learning.training import recipe
 from satseg.learning.training.start import Start
+from satseg.options import ModelOptions
 from satseg.pipeline import predict, train
-from satseg.run import ModelOptions, RunConfig
+from satseg.run import RunConfig
 from satseg.specs import ClassItem
 from tests.factories import noise, write_tiff
 from tests.worlds import squares

@@ -12,7 +12,7 @@ from satseg.errors import BandError, InputError, LabelError, OutputError, UsageE
 from satseg.learning.training import feed
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.feed import Budget
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, squares, tiny_model
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from satseg.errors import BandError, GridError, UsageError
 from satseg.learning.networks.architectures import new_network
 from satseg.learning.networks.unet import SEED_2017, Residual, UNet, UNetConfig, default_config, parameter_count, reach
-from satseg.run import ModelOptions
+from satseg.options import ModelOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 

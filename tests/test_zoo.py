@@ -35,8 +35,9 @@ from satseg.learning.networks.halo import measure_halo
 from satseg.learning.networks.network import UNBOUNDED_HALO_PX
 from satseg.learning.networks.unet import UNet
 from satseg.learning.networks.zoo import ARCHITECTURES, ZooConfig, ZooNet
+from satseg.options import ModelOptions
 from satseg.pipeline import predict
-from satseg.run import ModelOptions, RunConfig
+from satseg.run import RunConfig
 from satseg.specs import ClassItem
 from tests.factories import noise, write_tiff
 from tests.worlds import squares, tiny_model
@@ -426,7 +427,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path, model):
 def test_the_plain_unet_needs_no_library():
     code = (
         "import sys; sys.modules['segmentation_models_pytorch'] = None\n"
-        "import torch\nfrom satseg.run import ModelOptions\n"
+        "import torch\nfrom satseg.options import ModelOptions\n"
         "from satseg.learning.networks.architectures import new_network\n"
         "new_network(ModelOptions(width=2), bands=2, classes=1, prior=0.1, generator=torch.Generator())\n"
         "assert not {'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)"

@@ -36,7 +36,8 @@ from satseg.learning.area import area_of_interest
 from satseg.learning.card import IndexCard
 from satseg.learning.ground.chips import BLOCK_PX
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
-from satseg.run import DataOptions, RunConfig
+from satseg.options import DataOptions
+from satseg.run import RunConfig
 from satseg.specs import ClassItem, class_spec, index_spec
 from satseg.vector.classes import classes_of
 from satseg.vector.features import read_features

@@ -37,7 +37,7 @@ from satseg.learning.ground.occupancy import occupancy
 from satseg.learning.ground.places import Places, cells_of, features_of
 from satseg.learning.ground.split import Ground
 from satseg.learning.ground.warping import View, draw_turn
-from satseg.run import AugmentOptions
+from satseg.options import AugmentOptions
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.learning.compiled import compiled, readonly
-from satseg.run import AugmentOptions
+from satseg.options import AugmentOptions
 
 
 class Turn(TypedDict):

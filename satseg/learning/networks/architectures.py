@@ -25,7 +25,7 @@ from satseg.learning.networks.ternausnet import TernausConfig, TernausNet
 from satseg.learning.networks.unet import UNet, UNetConfig, parameter_count
 from satseg.learning.networks.weights import find_weights
 from satseg.learning.networks.zoo import LIBRARY, ZooConfig, ZooNet
-from satseg.run import ModelOptions
+from satseg.options import ModelOptions
 
 __all__ = ["architecture_of", "check_network", "library_versions", "new_network", "saved_network"]
 

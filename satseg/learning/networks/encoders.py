@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from satseg.learning.networks.network import Network
-from satseg.run import ModelOptions
+from satseg.options import ModelOptions
 
 __all__ = ["EncoderNetwork", "hold_encoder", "parameter_groups"]
 

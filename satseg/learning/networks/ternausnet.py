@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from satseg.learning.networks.encoders import EncoderNetwork
 from satseg.learning.networks.network import begin_at, he_weights, require, require_counts
 from satseg.learning.networks.weights import find_weights, fit_encoder, read_weights
-from satseg.run import TernausArch, Upsampling
+from satseg.options import TernausArch, Upsampling
 
 __all__ = ["PUBLISHED", "TernausConfig", "TernausNet", "drafted"]
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from satseg.learning.networks.network import Network, begin_at, he_weights, require, require_counts
-from satseg.run import Upsampling
+from satseg.options import Upsampling
 
 Norm: TypeAlias = Literal["batch", "channel", "none"]
 Activation: TypeAlias = Literal["relu", "elu", "silu", "gelu"]

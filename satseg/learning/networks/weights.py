@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from satseg.errors import DependencyError, ModelError, UsageError
 from satseg.learning.machine import optional_package
 from satseg.learning.networks.inflation import RGB, input_weights, mixed, repeated
-from satseg.run import names_file
+from satseg.options import names_file
 from satseg.specs import suggest
 
 __all__ = ["find_weights", "fit_encoder", "read_weights", "EXTRA"]
@@ -55,7 +55,7 @@ def find_weights(weights: str, encoder: str, published: Mapping[str, Mapping[str
     Parameters
     ----------
     weights : str
-        A name that ends as files do (`satseg.run.names_file`) is a file.
+        A name that ends as files do (`satseg.options.names_file`) is a file.
     encoder : str
         For messages.
     published : mapping of name to {"repo_id": str, "revision": str}

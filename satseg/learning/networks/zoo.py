@@ -21,7 +21,7 @@ from satseg.learning.machine import optional_package
 from satseg.learning.networks.encoders import EncoderNetwork
 from satseg.learning.networks.network import begin_at, require_counts
 from satseg.learning.networks.weights import EXTRA, find_weights, fit_encoder, read_weights
-from satseg.run import ZooArch
+from satseg.options import ZooArch
 from satseg.specs import suggest
 
 __all__ = ["ZooConfig", "ZooNet", "published", "drafted", "ARCHITECTURES", "LIBRARY"]

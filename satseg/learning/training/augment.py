@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from satseg.errors import GridError
-from satseg.run import AugmentOptions
+from satseg.options import AugmentOptions
 
 DARKEST = -3.0
 """Deviations below the mean that gamma takes for black."""

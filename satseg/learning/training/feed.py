@@ -25,7 +25,7 @@ from satseg.learning.ground.grounds import Prepared
 from satseg.learning.ground.sampling import ChipSampler
 from satseg.learning.ground.split import Ground
 from satseg.learning.networks.network import Network
-from satseg.run import AugmentOptions, TrainOptions
+from satseg.options import AugmentOptions, TrainOptions
 
 ATTEMPTS = 8
 """Draws of a chip before one without a pixel to learn from is taken."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from satseg.errors import GridError, SpecError
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 from satseg.specs import suggest
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]

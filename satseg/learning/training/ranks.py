@@ -26,7 +26,7 @@ import torch.distributed
 
 from satseg.errors import RankError, UsageError
 from satseg.learning.networks.bundle import resolve_device
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 
 TIMEOUT_S = 300
 """Seconds after which a rank gives up one that is still there but silent; one that is gone is noticed at once."""

@@ -1,6 +1,6 @@
 """From a run's options to a network ready to train, and from a trained network to a model.
 
-The default recipe stands in `satseg.run` as defaults; here they get their meaning. What each choice
+The default recipe stands in `satseg.options` as defaults; here they get their meaning. What each choice
 rests on is said in the modules that implement it.
 """
 
@@ -29,7 +29,8 @@ from satseg.learning.training.augment import step_generator
 from satseg.learning.training.feed import LEAST_STEPS
 from satseg.learning.training.learner import Learner, Outcome
 from satseg.learning.training.start import Start, plane_names
-from satseg.run import RunConfig, TrainOptions, names_file
+from satseg.options import TrainOptions, names_file
+from satseg.run import RunConfig
 from satseg.specs import list_sensors, sensor_spec
 
 log = logging.getLogger(__name__)

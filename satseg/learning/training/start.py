@@ -36,7 +36,8 @@ from satseg.learning.networks.bundle import load_bundle
 from satseg.learning.networks.inflation import by_name, input_weights, mixed
 from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNetConfig
-from satseg.run import OF_ENCODERS, SECTIONS, RunConfig, idle_options
+from satseg.options import OF_ENCODERS, idle_options
+from satseg.run import SECTIONS, RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from satseg.learning.networks.network import Network
-from satseg.run import TrainOptions
+from satseg.options import TrainOptions
 
 log = logging.getLogger(__name__)
 

@@ -165,10 +165,12 @@ def tiles_to_detect(folder: ContestFolder, recipe: Recipe, tiles: Collection[str
     Raises
     ------
     InputError
-        There is none (E-IN-333), or no such tile (E-IN-313).
+        There is none (E-IN-333), no such tile (E-IN-313), or one without all its files (E-IN-311).
     """
     if tiles is not None:
         found = tuple(map(folder.tile, dict.fromkeys(tiles)))
+        for tile in found:
+            tile.check_files(recipe.products)
     else:
         found = tuple(tile for tile in folder.tiles(recipe.products) if tile.image_id in SCORED)
     if not found:

@@ -79,6 +79,17 @@ class Tile:
         """The products whose file is there."""
         return tuple(product for product in PRODUCTS if self.files[product].is_file())
 
+    def check_files(self, products: Sequence[Product]) -> None:
+        """Raise InputError (E-IN-311) when the file of one of `products` is not there."""
+        there = self.products
+        for product in products:
+            if product not in there:
+                others = f", or choose among products {', '.join(there)}" if there else ""
+                raise InputError(
+                    f"tile {self.image_id} has no {product} file",
+                    hint=f"unpack {THREE}.zip and {SIXTEEN}.zip{others}", code="E-IN-311", path=self.files[product],
+                )  # fmt: skip
+
     def frame(self) -> Frame:
         """Return the frame of the labels; opens the three-band file for its size.
 
@@ -185,14 +196,8 @@ class Tile:
 
     def _open(self, product: Product) -> Scene:
         """Open one file under the names of its bands."""
+        self.check_files([product])
         path = self.files[product]
-        if not path.is_file():
-            raise InputError(
-                f"tile {self.image_id} has no {product} file",
-                hint=f"unpack {THREE}.zip and {SIXTEEN}.zip, or choose among products {self.products}",
-                code="E-IN-311",
-                path=path,
-            )
         try:
             scene = open_scene(path, bands=BANDS[product])
         except BandError as error:

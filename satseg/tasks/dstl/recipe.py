@@ -141,7 +141,7 @@ def recipe_text(name_or_path: PathLike) -> str:
         if name not in list_recipes():
             raise UsageError(
                 f"no recipe {name!r}{suggest(name, list_recipes())}",
-                hint=f"there are {', '.join(list_recipes())}, or give a file {SUFFIX}", code="E-USE-309",
+                hint=f"or give a file {SUFFIX}", code="E-USE-309",
             )  # fmt: skip
         return _shelf().joinpath(f"{name}{SUFFIX}").read_text(encoding="utf-8")
     return read_text(Path(name))

@@ -19,10 +19,11 @@ from typing import Any, TypeAlias
 
 from satseg.errors import OutputError, UsageError
 from satseg.learning.networks.bundle import read_card
+from satseg.options import DEFAULT_MINUTES
 from satseg.output import os_errors_as_output_errors, write_text
 from satseg.pipeline import train
 from satseg.progress import Progress, silent
-from satseg.run import DEFAULT_MINUTES, RunConfig
+from satseg.run import RunConfig
 from satseg.tasks.dstl.folder import ContestFolder
 from satseg.tasks.dstl.index_parts import FittedIndex, fit_index_parts, write_fitted
 from satseg.tasks.dstl.prepare import WHOLE, prepare
@@ -92,7 +93,7 @@ def train_recipe(
     """
     place, text = Path(path), recipe_text(recipe)
     chosen = recipe_of(text, recipe)
-    runs = {part.name: chosen.run(part, overrides) for part in chosen.networks}
+    runs = {part.name: _timed(chosen, part, overrides, minutes=minutes, seed=seed) for part in chosen.networks}
     note = {"seed": seed, "minutes": minutes, "overrides": list(overrides)}
     _begin(place, text, json.dumps(note, indent=2) + "\n", resume=resume)
     ready = place / PREPARED
@@ -100,7 +101,7 @@ def train_recipe(
         prepare(folder, ready, folds=0, products=chosen.products, progress=progress)
     rules = _rules(folder, chosen, place / RULES, progress)
     base = RunConfig.from_file(ready / WHOLE)
-    known, shares = base.data.classes or (), sum(part.share for part in chosen.networks)
+    known = base.data.classes or ()
     scores, missing = {}, []
     for part in chosen.networks:
         wanted = part.classes or tuple(item.name for item in chosen.class_items)
@@ -109,9 +110,7 @@ def train_recipe(
         if not classes:
             log.warning("network %s has nothing to learn: no labelled tile has %s", part.name, ", ".join(wanted))
             continue
-        given = {"scenes": base.data.scenes, "classes": classes, "seed": seed}
-        if _by_minutes(runs[part.name], minutes):
-            given["minutes"] = (minutes or DEFAULT_MINUTES) * part.share / shares
+        given = {"scenes": base.data.scenes, "classes": classes}
         scores[part.name] = _learnt(RunConfig.from_options(given, base=runs[part.name]), place, part, progress)
     return TrainedRecipe(place, scores, rules, tuple(dict.fromkeys(missing)))
 
@@ -145,9 +144,16 @@ def _rules(folder: ContestFolder, recipe: Recipe, path: Path, progress: Progress
     return rules
 
 
-def _by_minutes(run: RunConfig, minutes: float | None) -> bool:
-    """Whether a network has its share of the minutes: not where steps are given, unless minutes are too."""
-    return minutes is not None or run.train.steps is None
+def _timed(
+    recipe: Recipe, part: NetworkPart, overrides: Sequence[str], *, minutes: float | None, seed: int
+) -> RunConfig:
+    """The run of a network, with its share of the minutes: not where steps are given, unless minutes are too."""
+    run = recipe.run(part, overrides)
+    given: dict[str, Any] = {"seed": seed}
+    if minutes is not None or run.train.steps is None:
+        whole = DEFAULT_MINUTES if minutes is None else minutes
+        given["minutes"] = whole * part.share / sum(one.share for one in recipe.networks)
+    return RunConfig.from_options(given, base=run)
 
 
 def _learnt(run: RunConfig, place: Path, part: NetworkPart, progress: Progress) -> dict[str, float | None]:
