@@ -1,7 +1,8 @@
 """A learner whose ranks note what they see and do, and fail where a test wants one to.
 
 Import as ``from tests.ranked import ...``: other processes must find it by that name. A test names the folder of
-the notes in `NOTES`, and in `KILL` and `POISON` a rank and step such as "1:3".
+the notes in `NOTES`, and in `KILL` and `POISON` a rank and step such as "1:3". ``python -m tests.ranked`` is the
+command line of satseg with that learner, for launchers that start commands.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -75,3 +77,11 @@ class Endless:
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     """Whether two networks have the same bits."""
     return digest(first.state_dict().values()) == digest(second.state_dict().values())
+
+
+if __name__ == "__main__":
+    from satseg.cli.main import main
+    from satseg.learning.training import recipe
+
+    recipe.Learner = Watched
+    sys.exit(main(sys.argv[1:]))

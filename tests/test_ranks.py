@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,11 +66,12 @@ def data(tmp_path_factory):
 def pair(watched, data, tmp_path_factory):
     """What two ranks noted, the model they made, what they told, and where; rank 1 had a loss of NaN at step 4.
 
-    In their second round, from step 3 on, chips go to hard ground.
+    They train two networks in turn. In their second round, from step 3 on, chips go to hard ground.
     """
     folder, told = tmp_path_factory.mktemp("pair"), []
     model = watched(
-        folder, data, {POISON: "1:4"}, devices=2, batch=4, hard=0.6, fit_rules=True, output=folder / "m.safetensors",
+        folder, data, {POISON: "1:4"}, devices=2, batch=4, hard=0.6, members=2, fit_rules=True,
+        output=folder / "m.safetensors",
         progress=lambda stage, done, total, note: told.append((stage, done, note)),
     )  # fmt: skip
     return folder, model, told
@@ -79,6 +81,7 @@ def pair(watched, data, tmp_path_factory):
 
 
 def test_ranks_end_with_the_same_weights_and_the_same_map_of_hard_ground(pair):
+    """Also of each of two networks in turn: they let the same one learn."""
     folder, _, _ = pair
     ends = notes(folder, "ends")
     assert list(ends) == ["0", "1"]
@@ -94,15 +97,9 @@ def test_a_batch_without_a_loss_on_one_rank_is_skipped_by_all(pair):
     assert [place for place, said in steps.items() if said["loss"] == 0] == ["0:4", "1:4"]
 
 
-def test_ranks_let_the_same_member_learn(watched, data, tmp_path):
-    watched(tmp_path, data, devices=2, batch=4, members=2)
-    ends = notes(tmp_path, "ends")
-    assert ends["0"] == ends["1"]
-
-
 def test_two_ranks_see_the_chips_of_one_with_twice_the_batch(pair, watched, data, tmp_path):
     folder, _, _ = pair
-    watched(tmp_path, data, batch=8, steps=3)
+    watched(tmp_path, data, batch=8, steps=3, members=2)
     alone, both = notes(tmp_path, "steps"), notes(folder, "steps")
     for step in range(3):
         ranks = [both[f"{rank}:{step}"] for rank in (0, 1)]
@@ -141,7 +138,7 @@ def test_rules_are_fitted_on_what_all_ranks_together_hold_for_validation(pair, d
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_the_run_resumes_into_what_it_would_have_been(pair, watched, data, tmp_path):
     _, whole, _ = pair
-    call = {"devices": 2, "batch": 4, "hard": 0.6, "output": tmp_path / "m.safetensors"}
+    call = {"devices": 2, "batch": 4, "hard": 0.6, "members": 2, "output": tmp_path / "m.safetensors"}
     with pytest.raises(RankError, match=r"rank 1 of 2 was ended by SIGKILL; --resume") as caught:
         watched(tmp_path, data, {KILL: "1:4"}, **call)
     assert (caught.value.code, caught.value.exit_code) == ("E-RNK-011", 1)
@@ -217,16 +214,17 @@ def test_a_lost_connection_is_one_error_and_other_errors_stay(monkeypatch):
 @pytest.mark.slow
 def test_torchrun_trains_for_minutes_that_all_ranks_agree_on(tmp_path):
     town = build_town(tmp_path)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", NOTES: str(tmp_path / "notes")}
     if launching.LOOPBACK.exists():
         env["GLOO_SOCKET_IFNAME"] = "lo"
     options = [item for item in TINY if "steps" not in item]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "satseg", "train",
-        "--data", town / "a.tif", town / "a.gpkg", "--minutes", "0.02", "-o", tmp_path / "m.safetensors", *options,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.ranked",
+        "train", "--data", town / "a.tif", town / "a.gpkg", "--minutes", "0.02", "-o", tmp_path / "m.safetensors",
+        *options,
     ]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=env, **pipes) as running:
+    with subprocess.Popen(command, env=env, cwd=Path(__file__).parents[1], **pipes) as running:
         try:
             out, err = running.communicate(timeout=280)
         except BaseException:
@@ -235,6 +233,9 @@ def test_torchrun_trains_for_minutes_that_all_ranks_agree_on(tmp_path):
     assert running.returncode == 0, err
     model = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
     assert out == f"{tmp_path / 'm.safetensors'}\n{model.summary()}\n"
+    ends = notes(tmp_path / "notes", "ends")
+    assert list(ends) == ["0", "1"]
+    assert ends["0"] == ends["1"]
     assert sum(line.startswith("train 100 %") for line in err.splitlines()) == 1, err
 
 

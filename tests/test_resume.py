@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,18 @@ MOMENTS = 20
 HOW = {"tile": 16, "min_area": 0.0, "halo": "exact"}
 """Thirteen row bands, and thousands of features."""
 NURSERY = """
-import os, signal, sys, time, torch
+import json, os, sys, time, torch
 torch.set_num_threads(1)  # no threads before a fork
+import pyarrow.parquet
 import satseg
 from satseg import detect_to_file
-model, scene, output, mask = sys.argv[1:]
+model, scene, warm_output = sys.argv[1:]
 model = satseg.load_model(model, "cpu")
 warm = satseg.open_scene(scene)
-detect_to_file(model, warm, output + ".warm.gpkg", tile=64, bounds=warm.grid.bounds, overwrite=True)
+detect_to_file(model, warm, warm_output, tile=64, bounds=warm.grid.bounds)
 print("ready", flush=True)
 for line in sys.stdin:
+    output, mask, how, seconds = json.loads(line)
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
@@ -46,10 +48,10 @@ for line in sys.stdin:
             print("failed", repr(error), file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
-    end = time.monotonic() + float(line)
+    end = time.monotonic() + seconds
     while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.001)
-    os.kill(child, int(os.environ["HOW"]))
+    os.kill(child, how)
     _, status = os.waitpid(child, 0)
     print("killed" if os.WIFSIGNALED(status) else f"ended {os.waitstatus_to_exitcode(status)}", flush=True)
 """
@@ -68,22 +70,25 @@ def world(tmp_path_factory):
     return folder
 
 
-@contextmanager
-def nursery(world: Path, output: Path, mask: Path, how: signal.Signals = signal.SIGKILL):
-    """A process that forks detections and kills each after a time: imports and compiling are done once."""
-    arguments = [world / "m.safetensors", world / "s.tif", output, mask]
+@pytest.fixture(scope="module")
+def nursery(world, tmp_path_factory):
+    """Detect into two files in a process forked for it, and strike that after a time; return how it ended.
+
+    The process that forks is one for all tests, so that imports and compiling are done once.
+    """
+    arguments = [world / "m.safetensors", world / "s.tif", tmp_path_factory.mktemp("warm") / "w.gpkg"]
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", NURSERY, *map(str, arguments)], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "HOW": str(int(how))},
+        stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+    def run(output: Path, mask: Path, seconds: float, how: signal.Signals = signal.SIGKILL) -> str:
+        child.stdin.write(json.dumps([str(output), str(mask), int(how), seconds]) + "\n")
+        child.stdin.flush()
+        return child.stdout.readline().strip()
+
     try:
         assert child.stdout.readline() == "ready\n"
-
-        def run(seconds: float) -> str:
-            child.stdin.write(f"{seconds}\n")
-            child.stdin.flush()
-            return child.stdout.readline().strip()
-
         yield run
     finally:
         child.stdin.close()
@@ -115,23 +120,22 @@ def hidden(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(world, tmp_path, suffix):
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(world, nursery, tmp_path, suffix):
     output, mask = tmp_path / f"found{suffix}", tmp_path / "mask.tif"
     draws = random.Random(suffix)
     kept = 0
-    with nursery(world, output, mask) as run:
-        for _ in range(MOMENTS):
-            said = run(draws.uniform(0.0, 0.35))
-            assert said in ("killed", "ended 0")
-            if output.exists():  # complete under their names, or not there
-                same_features(output, world)
-            if mask.exists():
-                np.testing.assert_array_equal(pixels(mask), pixels(world / "whole.tif"))
-            if said == "ended 0":
-                for path in tmp_path.glob("[!.]*"):
-                    path.unlink()
-            kept += any(name.endswith(".run") and os.listdir(tmp_path / name) for name in hidden(tmp_path))
-        assert run(60.0) == "ended 0"
+    for _ in range(MOMENTS):
+        said = nursery(output, mask, draws.uniform(0.0, 0.35))
+        assert said in ("killed", "ended 0")
+        if output.exists():  # complete under their names, or not there
+            same_features(output, world)
+        if mask.exists():
+            np.testing.assert_array_equal(pixels(mask), pixels(world / "whole.tif"))
+        if said == "ended 0":
+            for path in tmp_path.glob("[!.]*"):
+                path.unlink()
+        kept += any(name.endswith(".run") and os.listdir(tmp_path / name) for name in hidden(tmp_path))
+    assert nursery(output, mask, 60.0) == "ended 0"
     assert kept  # some of the moments fell into a run
     same_features(output, world)
     np.testing.assert_array_equal(pixels(mask), pixels(world / "whole.tif"))
@@ -139,12 +143,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(world, tmp_path, suff
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal_it_goes_on_too(world, tmp_path, how):
+def test_stopped_by_a_signal_it_goes_on_too(world, nursery, tmp_path, how):
     output, mask = tmp_path / "found.gpkg", tmp_path / "mask.tif"
-    with nursery(world, output, mask, how) as run:
-        for seconds in (0.05, 0.15, 0.25):
-            run(seconds)
-        assert run(60.0) == "ended 0"
+    for seconds in (0.05, 0.15, 0.25):
+        nursery(output, mask, seconds, how)
+    assert nursery(output, mask, 60.0, how) == "ended 0"
     same_features(output, world)
     assert not hidden(tmp_path)
 
