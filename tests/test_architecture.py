@@ -6,6 +6,7 @@ import ast
 import configparser
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,16 @@ def floor(name: str) -> int:
     raise AssertionError(f"{name} has no floor: name it in FLOORS")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax, of which every law asks."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -120,7 +128,7 @@ def test_every_room_is_installed():
 def test_sizes_hold(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             doc = ast.get_docstring(node, clean=False)
             length = node.end_lineno - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)

@@ -116,7 +116,7 @@ def test_a_card_with_rules_in_a_circle_is_refused():
 
 
 def test_detection_applies_the_rules_whatever_the_tiles(tmp_path):
-    model, scene = ruled_model(), scene_with_gaps(tmp_path)
+    model, scene = ruled_model(), scene_with_gaps(tmp_path, height=67, width=101)
     one = satseg.detect(model, scene, tile=32, halo="exact")
     other = satseg.detect(model, scene, tile=64, halo="exact")
     assert len(one)
@@ -140,7 +140,7 @@ def test_without_rules_detection_is_what_it_was(tmp_path):
 
 
 def test_a_resumed_detection_has_the_rules_of_the_first(tmp_path, monkeypatch):
-    model, scene = ruled_model(), scene_with_gaps(tmp_path)
+    model, scene = ruled_model(), scene_with_gaps(tmp_path, height=67, width=101)
     whole, stopped = tmp_path / "whole.geojson", tmp_path / "stopped.geojson"
     options = {"tile": 32, "halo": 8}
     satseg.pipeline.detect_to_file(model, scene, whole, **options)

@@ -273,7 +273,8 @@ def test_a_state_taken_over_goes_on_alike(wide):
 @pytest.mark.parametrize("seconds", [60.0, 1e-6], ids=["between rounds", "within a round"])
 def test_a_killed_run_resumes_to_the_same_map_and_weights(tmp_path, monkeypatch, seconds):
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", seconds)
-    data, options = [squares(tmp_path)], {**FAST, "steps": 8, "seed": 1, "hard": 0.7, "balance": 0.2}
+    data = [squares(tmp_path, height=131, width=150)]
+    options = {**FAST, "steps": 8, "seed": 1, "hard": 0.7, "balance": 0.2}
 
     def stop(stage, done, total, note):
         if stage == "train" and done >= 0.85:

@@ -50,7 +50,7 @@ def assert_same(found, expected):
     np.testing.assert_array_equal(found.area_m2, expected.area_m2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     tile=st.integers(12, 160), batch_size=st.integers(1, 6), devices=st.integers(1, 3), readers=st.integers(1, 3),
     strips_ahead=st.integers(0, 2), bands_ahead=st.integers(0, 2),
@@ -69,7 +69,7 @@ def test_tiles_batches_devices_and_threads_change_no_polygon(
         assert_same(satseg.detect(model, scene, tile=tile, threshold=threshold, **EXACT), whole)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 96), st.integers(0, 142), st.integers(20, 97), st.integers(20, 143), st.integers(8, 90))
 def test_what_lies_within_an_extent_is_found_as_in_the_whole(
     model, scene, threshold, whole, row, col, height, width, tile

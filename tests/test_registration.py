@@ -149,16 +149,26 @@ def test_registering_again_what_lies_right_finds_nothing(tmp_path):
     assert np.hypot(found.rows, found.cols) < 0.02
 
 
+@pytest.fixture(scope="module")
+def twice_as_coarse(tmp_path_factory):
+    """A scene of two products, and the same registered as it was opened."""
+    paths = pair(tmp_path_factory.mktemp("twice"), ratio=2.0)
+    return open_scene(paths), open_scene(paths, register=True)
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda scene: scene.at_gsd(4.7), lambda scene: scene.on_grid(scene.grid.crop(Window(31, 17, 205, 190))),
      lambda scene: scene.with_indices("ndvi", bands={"nir": "b1", "red": "b2"})],
 )  # fmt: skip
-def test_what_is_found_does_not_depend_on_the_grid_that_a_scene_is_read_on(tmp_path, change):
-    paths = pair(tmp_path, ratio=2.0)
-    scene = open_scene(paths)
-    assert registered(change(scene)) == change(open_scene(paths, register=True))
-    assert registered(registered(scene)) == registered(scene)
+def test_what_is_found_does_not_depend_on_the_grid_that_a_scene_is_read_on(twice_as_coarse, change):
+    scene, opened = twice_as_coarse
+    assert registered(change(scene)) == change(opened)
+
+
+def test_a_registered_scene_is_registered_already(twice_as_coarse):
+    scene, opened = twice_as_coarse
+    assert registered(scene) == registered(opened) == opened
 
 
 def test_files_of_one_grid_that_lie_right_keep_their_pixels(tmp_path):

@@ -123,7 +123,7 @@ def test_labels_and_scores_are_laid_together():
 
 
 def test_refit_changes_rules_and_not_weights(tmp_path):
-    model, (scene, labels) = tiny_model(), squares(tmp_path, height=90, width=120)
+    model, (scene, labels) = tiny_model(), squares(tmp_path, height=62, width=91)
     fitted = satseg.refit(model, [(scene, labels)], output=tmp_path / "new.safetensors")
     assert load_model(tmp_path / "new.safetensors", device="cpu").card.classes == fitted.card.classes
     told = fitted.card.scores["rules_jaccard"]
@@ -155,6 +155,6 @@ def test_the_command_writes_a_new_model(tmp_path, run):
 
 
 def test_training_fits_rules_where_asked(tmp_path):
-    scene, labels = squares(tmp_path, height=150, width=200)
+    scene, labels = squares(tmp_path, height=120, width=150)
     model = satseg.train([(scene, labels)], steps=2, rounds=1, chip=32, batch=2, width=4, fit_rules=True, device="cpu")
     assert set(model.card.scores["rules_jaccard"]) == {"a", "b"}

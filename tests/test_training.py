@@ -23,15 +23,27 @@ def weights(model):
     return {name: value.clone() for name, value in model.network.state_dict().items()}
 
 
-def test_equal_steps_and_seed_give_equal_weights(tmp_path):
-    data = [squares(tmp_path)]
-    first, again, other = (weights(satseg.train(data, steps=6, seed=seed, **FAST)) for seed in (3, 3, 4))
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A scene with labels, of few pixels: nearly all of the time of two steps goes by them."""
+    return squares(tmp_path_factory.mktemp("data"), height=120, width=150)
+
+
+@pytest.fixture(scope="module")
+def finished(pair, tmp_path_factory):
+    """The file of a run of two steps, and its model."""
+    path = tmp_path_factory.mktemp("finished") / "m.safetensors"
+    return path, satseg.train([pair], output=path, steps=2, seed=7, **FAST)
+
+
+def test_equal_steps_and_seed_give_equal_weights(pair):
+    first, again, other = (weights(satseg.train([pair], steps=6, seed=seed, **FAST)) for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_killed_run_resumes_into_the_run_it_would_have_been(tmp_path):
-    data, whole, parts = [squares(tmp_path)], {}, {}
+def test_killed_run_resumes_into_the_run_it_would_have_been(pair, tmp_path):
+    data = [pair]
 
     def stop_halfway(stage, done, total, note):
         if stage == "train" and done >= 0.6:
@@ -46,33 +58,31 @@ def test_killed_run_resumes_into_the_run_it_would_have_been(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_resume_with_other_options_is_refused(tmp_path):
-    data = [squares(tmp_path)]
-    satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
+def test_resume_with_other_options_is_refused(pair, finished):
     with pytest.raises(UsageError, match="other options or data"):
-        satseg.train(data, output=tmp_path / "m.safetensors", steps=4, resume=True, **FAST)
+        satseg.train([pair], output=finished[0], steps=4, seed=7, resume=True, **FAST)
 
 
-def test_existing_model_needs_overwrite(tmp_path):
-    data = [squares(tmp_path)]
-    satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
+def test_existing_model_needs_overwrite(pair, finished, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(finished[0].read_bytes())
     with pytest.raises(OutputError, match="exists"):
-        satseg.train(data, output=tmp_path / "m.safetensors", steps=2, **FAST)
-    satseg.train(data, output=tmp_path / "m.safetensors", steps=2, overwrite=True, **FAST)
+        satseg.train([pair], output=path, steps=2, **FAST)
+    assert path.read_bytes() == finished[0].read_bytes()
+    satseg.train([pair], output=path, steps=2, overwrite=True, **FAST)
+    assert path.read_bytes() != finished[0].read_bytes()
 
 
 @pytest.mark.slow
 def test_two_classes_are_learnt_and_found_on_another_scene(tmp_path):
-    model = satseg.train([squares(tmp_path, seed=1)], steps=300, learning_rate=1e-2, **FAST)
-    path, truth = squares(tmp_path, name="other", x=510_000.0, seed=2)
+    model = satseg.train([squares(tmp_path, height=150, width=240, seed=1)], steps=160, learning_rate=2e-2, **FAST)
+    path, truth = squares(tmp_path, name="other", height=120, width=150, x=510_000.0, seed=2)
     report = satseg.score(satseg.detect(model, path), truth)
     assert {name: score.jaccard > 0.8 for name, score in report.classes.items()} == {"a": True, "b": True}
 
 
-def test_card_says_what_was_learnt_from(tmp_path):
-    path, labels = squares(tmp_path)
-    model = satseg.train([(path, labels)], steps=2, seed=7, **FAST)
-    card = model.card
+def test_card_says_what_was_learnt_from(finished):
+    card = finished[1].card
     assert card.band_names == BANDS
     assert card.class_names == ("a", "b")
     assert card.training.seed == 7
@@ -83,13 +93,13 @@ def test_card_says_what_was_learnt_from(tmp_path):
 
 
 def test_scenes_of_different_gsd_are_brought_to_the_coarsest(tmp_path):
-    fine = squares(tmp_path, name="fine", gsd=0.5)
-    coarse = squares(tmp_path, name="coarse", gsd=1.0, x=600_000.0)
+    fine = squares(tmp_path, name="fine", height=200, width=240, gsd=0.5)
+    coarse = squares(tmp_path, name="coarse", height=120, width=150, gsd=1.0, x=600_000.0)
     assert satseg.train([fine, coarse], steps=2, **FAST).card.gsd_m == pytest.approx(1.0, rel=1e-2)
 
 
 def test_unplaced_scenes_can_be_learnt_from(tmp_path):
-    model = satseg.train([squares(tmp_path, crs=None)], steps=2, **FAST)
+    model = satseg.train([squares(tmp_path, height=120, width=150, crs=None)], steps=2, **FAST)
     assert model.card.gsd_m is None
 
 
@@ -114,13 +124,12 @@ def test_bad_data_is_refused_before_training(tmp_path):
             satseg.train(data, **{**FAST, "steps": 2, **options})
 
 
-def test_validation_on_training_ground_is_refused(tmp_path):
-    pair = squares(tmp_path)
+def test_validation_on_training_ground_is_refused(pair):
     with pytest.raises(LabelError, match="shares"):
         satseg.train([pair], valid_data=[pair], steps=2, **FAST)
 
 
-def test_nan_batch_is_skipped_and_counted(tmp_path, monkeypatch):
+def test_nan_batch_is_skipped_and_counted(pair, monkeypatch):
     from satseg.learning.training import learner
 
     def poisoned(options):
@@ -128,7 +137,7 @@ def test_nan_batch_is_skipped_and_counted(tmp_path, monkeypatch):
         return lambda logits, target, labelled: logits.mean() * (math.nan if next(calls) == 2 else 1.0)
 
     monkeypatch.setattr(learner, "loss_of", poisoned)
-    model = satseg.train([squares(tmp_path)], steps=5, **FAST)
+    model = satseg.train([pair], steps=5, **FAST)
     assert model.card.scores["skipped_batches"] == 1
     assert all(bool(torch.isfinite(value).all()) for value in weights(model).values() if value.is_floating_point())
 
@@ -141,9 +150,9 @@ def test_budget_counts_steps_or_minutes():
     assert Budget(10, None, most_steps=5).share(5) == 0.5  # steps asked for are steps made
 
 
-def test_minutes_end_when_the_ground_has_been_seen_often_enough(tmp_path, monkeypatch):
+def test_minutes_end_when_the_ground_has_been_seen_often_enough(pair, monkeypatch):
     monkeypatch.setattr(feed, "LEAST_STEPS", 3)
-    data = [squares(tmp_path)]
+    data = [pair]
     made = satseg.train(data, minutes=5, passes=1e-3, **FAST)
     assert made.card.training.steps == 3
     assert satseg.plan(data, minutes=5, passes=1e-3, **FAST).most_steps == 3
@@ -153,17 +162,17 @@ def test_minutes_end_when_the_ground_has_been_seen_often_enough(tmp_path, monkey
     assert satseg.plan(data, steps=5, **FAST).most_steps is None
 
 
-def test_rounds_that_are_more_than_the_steps_do_not_make_more_of_them(tmp_path, monkeypatch):
+def test_rounds_that_are_more_than_the_steps_do_not_make_more_of_them(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(feed, "LEAST_STEPS", 3)
-    data, options = [squares(tmp_path)], {**FAST, "rounds": 8, "minutes": 5, "passes": 1e-3}
+    data, options = [pair], {**FAST, "rounds": 8, "minutes": 5, "passes": 1e-3}
     made = satseg.train(data, output=tmp_path / "m.safetensors", **options)
     assert made.card.training.steps == 3
     again = satseg.train(data, output=tmp_path / "m.safetensors", resume=True, **options)
     assert again.card.training.steps == 3  # nor does a run that had ended go on
 
 
-def test_rounds_that_are_left_when_time_is_up_take_no_steps(tmp_path):
-    made = satseg.train([squares(tmp_path)], **{**FAST, "rounds": 50, "minutes": 1e-6})
+def test_rounds_that_are_left_when_time_is_up_take_no_steps(pair):
+    made = satseg.train([pair], **{**FAST, "rounds": 50, "minutes": 1e-6})
     assert made.card.training.steps == 1
 
 
@@ -216,9 +225,9 @@ def test_loss_is_refused_before_data_are_read(tmp_path):
             satseg.train([(tmp_path / "absent.tif", tmp_path / "absent.gpkg")], steps=2, **FAST, **options)
 
 
-def test_options_of_the_loss_reach_it(tmp_path):
-    data, seen = [squares(tmp_path)], []
-    call = {**FAST, "steps": 4, "rounds": 1}
+def test_options_of_the_loss_reach_it(pair):
+    data, seen = [pair], []
+    call = {**FAST, "steps": 3, "rounds": 1}
     for options in ({}, {"boundary": 3.0}, {"smoothing": 0.2}, {"loss": "bce_plus_dice", "loss_params": {"weight": 2}}):
         seen.append(weights(satseg.train(data, **call, **options))["head.weight"])
     assert all(not torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))

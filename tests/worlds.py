@@ -42,10 +42,10 @@ def squares(
     return path, geopandas.GeoDataFrame({"class_name": names}, geometry=rows, crs=crs)
 
 
-def scene_with_gaps(folder: Path) -> Path:
+def scene_with_gaps(folder: Path, *, height: int = 97, width: int = 143) -> Path:
     """Write a two-band scene of odd size without any order, with nodata inside and at a corner."""
-    data = (noise(2, 97, 143) * 9).astype("uint16")
-    data[:, 30:41, 60:90], data[:, 70:, :17] = 0, 0
+    data = (noise(2, height, width) * 9).astype("uint16")
+    data[:, 30:41, 60:90], data[:, -27:, :17] = 0, 0
     return write_tiff(folder / "s.tif", data, nodata=0, transform=north_up(0.5), descriptions=BANDS)
 
 
