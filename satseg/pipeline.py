@@ -379,7 +379,7 @@ def _ready_to_train(
         note += f"# start: {start.file.sha256}\n"
     if place is not None and given_ranks().leads:
         check_run(place, note, resume=resume, overwrite=overwrite)
-    prepared = prepare(pairs, valid_pairs, run)
+    prepared = prepare(pairs, valid_pairs, run, () if start is None else start.known_classes)
     return _Ready(run, prepared if start is None else start.normalized(prepared, run.model.inflate), place, note, start)
 
 

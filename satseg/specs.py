@@ -149,7 +149,7 @@ def find_document(name_or_path: PathLike) -> AnySpec:
     SpecError
         No such name (E-SPEC-001), or as `load_document`.
     """
-    if _is_path(name_or_path):
+    if is_path(name_or_path):
         return load_document(name_or_path)
     name = str(name_or_path)
     for kind in FOLDERS:
@@ -163,7 +163,7 @@ def _all_names() -> tuple[str, ...]:
 
 
 def _find(kind: Kind, model: type[S], name_or_path: PathLike) -> S:
-    if _is_path(name_or_path):
+    if is_path(name_or_path):
         spec = load_document(name_or_path)
     elif (stem := _stem_of(kind, str(name_or_path))) is not None:
         spec = _shipped(kind, stem)
@@ -175,7 +175,8 @@ def _find(kind: Kind, model: type[S], name_or_path: PathLike) -> S:
     return spec
 
 
-def _is_path(value: PathLike) -> bool:
+def is_path(value: PathLike) -> bool:
+    """Whether `value` is the path of a user's document, not the name of a shipped one."""
     return not isinstance(value, str) or value.endswith(".toml") or "/" in value or os.sep in value
 
 

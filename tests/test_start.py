@@ -57,6 +57,23 @@ def test_training_starts_with_weights_normalisation_and_options_of_the_model(tra
     assert old.card.training.start is None
 
 
+def test_a_class_list_of_the_users_own_is_told_by_name_and_known_from_the_model(trained, tmp_path):
+    """The path means nothing on another machine, or once the file is gone."""
+    spec, path = tmp_path / "mine.toml", tmp_path / "m.safetensors"
+    spec.write_text(
+        'kind = "classes"\ntitle = "Mine"\nsource = "made here"\noverlapping = true\nclasses = [\n'
+        '  { id = 7, name = "b", color = "#010203", min_area_m2 = 3.0, buffer_m = 0.5 },\n'
+        '  { id = 4, name = "a", color = "#040506" },\n]\n'
+    )
+    model = satseg.train([trained[1]], class_spec=str(spec), field="class_name", steps=1, output=path, **FAST)
+    assert model.card.training.options["data"]["class_spec"] == "mine.toml"
+    spec.unlink()
+    tuned = satseg.train([trained[1]], start=path, steps=1)
+    told = {item.name: (item.id, item.color, item.buffer_m) for item in tuned.card.classes}
+    assert told == {"b": (7, "#010203", 0.5), "a": (4, "#040506", 0.0)}
+    assert next(item.min_area_m2 for item in tuned.card.classes if item.name == "b") == 3.0
+
+
 def test_options_given_come_before_those_of_the_model(trained):
     path, _ = trained
     start = Start.load(path)

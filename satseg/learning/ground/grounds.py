@@ -147,12 +147,14 @@ class Agreed:
     grounds: tuple[Ground, ...]
 
 
-def agree(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Agreed:
+def agree(
+    pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig, learnt: Sequence[ClassItem] = ()
+) -> Agreed:
     """Bring `pairs`, then `valid_pairs`, to one set of classes, bands and resolution; raises as `prepare`."""
     if not pairs:
         raise UsageError("no training data", hint="give --data SCENE LABELS", code="E-TRN-001")
     everything = (*pairs, *valid_pairs)
-    classes = _classes(pairs, config.data)
+    classes = _classes(pairs, config.data, learnt)
     bands = _common_bands(everything, config.data)
     _one_unit(everything)
     names = tuple(item.name for item in classes)
@@ -162,8 +164,12 @@ def agree(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig)
     return Agreed(classes, bands, gsd, found)
 
 
-def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig) -> Prepared:
+def prepare(
+    pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfig, learnt: Sequence[ClassItem] = ()
+) -> Prepared:
     """Bring `pairs` to one set of classes, bands and resolution, split them, measure normalization.
+
+    Classes that no class list tells of are as `learnt`, where these have one of that name.
 
     Raises
     ------
@@ -174,7 +180,7 @@ def prepare(pairs: Sequence[Pair], valid_pairs: Sequence[Pair], config: RunConfi
     LabelError
         A class without a feature, labels off their scene, validation on training ground.
     """
-    agreed = agree(pairs, valid_pairs, config)
+    agreed = agree(pairs, valid_pairs, config, learnt)
     classes, bands, gsd = agreed.classes, agreed.bands, agreed.gsd_m
     grounds, validation = agreed.grounds[: len(pairs)], agreed.grounds[len(pairs) :]
     if validation:
@@ -208,10 +214,11 @@ def _with_cores(ground: Ground, names: Sequence[str]) -> Ground:
     return dataclasses.replace(ground, cores=core_layer(ground.labels, ground.scene.grid, names))
 
 
-def _classes(pairs: Sequence[Pair], options: DataOptions) -> tuple[ClassItem, ...]:
+def _classes(pairs: Sequence[Pair], options: DataOptions, learnt: Sequence[ClassItem]) -> tuple[ClassItem, ...]:
     found = sorted({str(name) for pair in pairs for name in pair.labels["class_name"]} - {IGNORE})
-    known = {item.name: item for item in class_spec(options.class_spec).classes} if options.class_spec else {}
-    names = options.classes or tuple(known) or tuple(found)
+    spec = class_spec(options.class_spec).classes if options.class_spec else ()
+    known = {item.name: item for item in (*learnt, *spec)}
+    names = options.classes or tuple(item.name for item in spec) or tuple(found)
     missing = [name for name in names if name not in found]
     if missing:
         raise LabelError(

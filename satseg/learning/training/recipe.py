@@ -31,7 +31,7 @@ from satseg.learning.training.learner import Learner, Outcome
 from satseg.learning.training.start import Start, plane_names
 from satseg.options import TrainOptions, names_file
 from satseg.run import RunConfig
-from satseg.specs import list_sensors, sensor_spec
+from satseg.specs import is_path, list_sensors, sensor_spec
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,9 @@ def _told(run: RunConfig, *, registered: bool) -> dict[str, object]:
     options = run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}})
     options["data"]["registered"] = run.data.registered or registered
     options["data"]["index_spec"] = None  # the card holds the indices themselves
+    for name in ("class_spec", "sensor"):  # and what it needs of these two
+        if options["data"][name] is not None and is_path(options["data"][name]):
+            options["data"][name] = Path(options["data"][name]).name
     weights = run.model.weights
     if weights is not None and names_file(weights):
         options["model"]["weights"] = Path(weights).name

@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
+from satseg.classes import ClassItem
 from satseg.errors import ModelError, UsageError
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.tiling import round_up
@@ -38,6 +39,7 @@ from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNetConfig
 from satseg.options import OF_ENCODERS, idle_options
 from satseg.run import SECTIONS, RunConfig
+from satseg.specs import is_path
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,13 @@ class Start:
                 f"{', '.join(idle)}: for encoders alone, and {self.file.name} is a plain UNet", code="E-USE-059"
             )
         return merged
+
+    @property
+    def known_classes(self) -> tuple[ClassItem, ...]:
+        """Classes of the model whose list was a user's file: their numbers, colours and rules are known from here."""
+        told = self.card.training.options.get("data")
+        spec = told.get("class_spec") if isinstance(told, dict) else None
+        return self.card.classes if isinstance(spec, str) and is_path(spec) else ()
 
     def normalized(self, prepared: Prepared, inflate: str | None = None) -> Prepared:
         """`prepared` with the model's normalisation of bands it knows, unless a mean lies beyond what that clips.
@@ -194,6 +203,9 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
             log.warning("options %s of the model's training are not known here, and left out", ", ".join(unknown))
         content[section] = {name: v for name, v in told.items() if name in kind.model_fields and v is not None}
     content["data"].pop("index_spec", None)  # a path of another machine, told by earlier cards
+    for name in ("class_spec", "sensor"):
+        if is_path(content["data"].get(name, "")):  # of another machine too: `known_classes` are of that list
+            content["data"].pop(name)
     for name in ("weights", "start", "freeze", "inflate"):  # of that training's own start
         content["model"].pop(name, None)
     if card.architecture.name in ("smp", "ternausnet"):  # what an earlier version told of others
