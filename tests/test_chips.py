@@ -239,7 +239,7 @@ def test_nothing_is_learnt_from_held_blocks_and_their_gap(ground, tmp_path, chip
 def test_nothing_is_learnt_from_ground_that_another_scene_holds(tmp_path):
     grounds = []
     for name, x in (("one", 500_000.0), ("two", 500_100.0)):
-        path, labels = squares(tmp_path, name=name, x=x)
+        path, labels = squares(tmp_path, name=name, x=x, width=330)
         scene = open_scene(path)
         grounds.append(Ground(scene, LabelLayer.build(labels, scene.grid, ("a", "b"))))
     held = replace(grounds[0], held=(Window(150, 40, 80, 60),), gap=10)
@@ -296,7 +296,7 @@ def test_validation_on_training_ground_is_refused(tmp_path):
 def test_touching_scenes_are_no_leak(tmp_path):
     grounds = []
     for name, x in (("left", 500_000.0), ("right", 500_330.0)):
-        path, labels = squares(tmp_path, name=name, x=x)
+        path, labels = squares(tmp_path, name=name, x=x, width=330)
         scene = open_scene(path)
         grounds.append(Ground(scene, LabelLayer.build(labels, scene.grid, ("a", "b"))))
     refuse_leaks([grounds[0]], [grounds[1]])

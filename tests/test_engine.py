@@ -60,6 +60,12 @@ def logits(model, scene, **how):
     return np.log(found / (1 - found))
 
 
+@pytest.fixture(scope="module")
+def whole(scene):
+    """Logits of the whole scene in one tile by the plain model."""
+    return logits(tiny_model(), scene, tile=1000)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_tiled_equals_whole_scene(scene, network):
     model = tiny_model(**network)
@@ -72,19 +78,16 @@ def test_tiled_equals_whole_scene(scene, network):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 70), st.integers(0, 120), st.integers(1, 60), st.integers(1, 60), st.integers(8, 90))
-def test_any_window_equals_the_crop_of_the_whole(scene, row, col, height, width, tile):
-    model = tiny_model()
-    whole = logits(model, scene, tile=1000)
+def test_any_window_equals_the_crop_of_the_whole(scene, whole, row, col, height, width, tile):
     window = Window(col, row, min(width, 131 - col), min(height, 83 - row))
-    part = logits(model, scene, tile=tile, window=window)
+    part = logits(tiny_model(), scene, tile=tile, window=window)
     expected = whole[:, row : row + window.height, col : col + window.width]
     assert np.abs(part - expected).max() <= 1e-4
 
 
-def test_too_small_a_halo_is_seen(scene):
+def test_too_small_a_halo_is_seen(scene, whole):
     """The property above can fail: without a halo, seams appear."""
-    model = tiny_model()
-    assert np.abs(logits(model, scene, tile=16, halo=0) - logits(model, scene, tile=1000)).max() > 1e-3
+    assert np.abs(logits(tiny_model(), scene, tile=16, halo=0) - whole).max() > 1e-3
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 37), (41, 1), (16, 16), (17, 33)])

@@ -164,7 +164,7 @@ def test_memory_follows_the_batch_once_steps_are_what_takes_it(chip):
 
 
 def test_a_plan_tells_of_the_run_and_writes_nothing(tmp_path):
-    data = [squares(tmp_path)]
+    data = [squares(tmp_path, height=200, width=330)]
     before = files_under(tmp_path)
     made = plan(data, output=tmp_path / "m.safetensors", steps=5, **FAST)
     assert files_under(tmp_path) == before
@@ -181,7 +181,7 @@ def test_a_plan_tells_of_the_run_and_writes_nothing(tmp_path):
 
 
 def test_a_pass_is_one_figure_in_what_a_plan_tells_and_in_when_a_run_ends(tmp_path):
-    path, labels = squares(tmp_path)
+    path, labels = squares(tmp_path, height=200, width=330)
     with rasterio.open(path, "r+") as file:
         data = file.read()
         data[:, :, 120:] = 0
@@ -194,7 +194,7 @@ def test_a_pass_is_one_figure_in_what_a_plan_tells_and_in_when_a_run_ends(tmp_pa
 
 
 def test_a_plan_draws_the_split_where_it_is_told_to_and_training_goes_on_there(tmp_path):
-    data, folder = [squares(tmp_path)], tmp_path / "runs" / "one"
+    data, folder = [squares(tmp_path, height=200, width=330)], tmp_path / "runs" / "one"
     plan(data, run_dir=folder, steps=2, **FAST)
     assert [path.name for path in folder.iterdir()] == ["split.png"]
     header = (folder / "split.png").read_bytes()[16:24]

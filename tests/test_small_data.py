@@ -40,8 +40,8 @@ def test_a_tile_is_learnt_by_heart(tmp_path):
     tile = placed(made, tmp_path, name="tile", east=0)
     same = placed(made, tmp_path, name="same", east=100_000)  # scored on what it learns from, at another place
     model = satseg.train(
-        [tile], valid_data=[same], field="class_name", steps=320, batch=2, chip=64, rounds=2, augmented=False,
-        device="cpu",
+        [tile], valid_data=[same], field="class_name", steps=320, batch=2, chip=64, rounds=2, width=16,
+        augmented=False, device="cpu",
     )  # fmt: skip
     found = satseg.predict(model, tile[0])
     truth = satseg.rasterize(tile[1], like=found.grid, classes=model.classes).data > 0
@@ -58,7 +58,7 @@ def test_one_chip_of_a_city_is_learnt_from(data_dir):
     scene, labels = folder / "vegas_wv3_8band_u8.tif", folder / "vegas_wv3_labels_1building_2road_3tree.geojson"
     if not scene.is_file():
         pytest.skip(f"{scene} is not there")
-    model = satseg.train([(scene, labels)], field="label", steps=60, batch=8, chip=64, rounds=2, device="cpu")
+    model = satseg.train([(scene, labels)], field="label", steps=60, batch=8, chip=64, rounds=2, width=16, device="cpu")
     scores = model.card.scores["validation_jaccard"]
     truth = satseg.rasterize(
         satseg.read_features(labels, field="label"), like=satseg.open_scene(scene).grid, classes=model.classes
@@ -113,7 +113,7 @@ def test_a_class_of_one_pixel_in_a_hundred_thousand_leaves_the_others_learnt(tmp
 
 
 def test_pixels_that_are_no_numbers_in_one_band_cost_nothing_around_them(tmp_path):
-    path, labels = squares(tmp_path)
+    path, labels = squares(tmp_path, height=200, width=330)
     scene = satseg.open_scene(path)
     data = scene.read().data.astype("float32")
     gone = np.random.default_rng(0).random(data.shape[1:]) < 0.02

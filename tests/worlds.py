@@ -24,7 +24,7 @@ BANDS = ("red", "nir")
 
 
 def squares(
-    folder: Path, *, name: str = "scene", height: int = 200, width: int = 330, x: float = 500_000.0, seed: int = 0,
+    folder: Path, *, name: str = "scene", height: int = 140, width: int = 210, x: float = 500_000.0, seed: int = 0,
     crs: str | None = UTM, gsd: float = 1.0,
 ) -> tuple[Path, geopandas.GeoDataFrame]:  # fmt: skip
     """Write a two-band scene with 12-pixel squares, bright in red (class a) or in nir (class b)."""
