@@ -58,7 +58,7 @@ def test_one_chip_of_a_city_is_learnt_from(data_dir):
     scene, labels = folder / "vegas_wv3_8band_u8.tif", folder / "vegas_wv3_labels_1building_2road_3tree.geojson"
     if not scene.is_file():
         pytest.skip(f"{scene} is not there")
-    model = satseg.train([(scene, labels)], field="label", steps=60, batch=8, chip=64, rounds=2, width=16, device="cpu")
+    model = satseg.train([(scene, labels)], field="label", steps=60, batch=8, chip=64, rounds=2, device="cpu")
     scores = model.card.scores["validation_jaccard"]
     truth = satseg.rasterize(
         satseg.read_features(labels, field="label"), like=satseg.open_scene(scene).grid, classes=model.classes
