@@ -164,14 +164,33 @@ def test_a_budget_that_is_none_is_refused_before_anything_is_written(contest, ow
     assert not (tmp_path / "m").exists()
 
 
+def test_a_training_stopped_between_its_first_two_files_goes_on(contest, own, tmp_path, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    folder, place = ContestFolder.open(contest), tmp_path / "m"
+    monkeypatch.setattr("satseg.tasks.dstl.training.prepare", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(folder, own, place, overrides=TINY)
+    told = (place / "run.json").read_text()
+    (place / "run.json").unlink()
+    with pytest.raises(UsageError, match="another run"):
+        train_recipe(folder, "dstl", place, overrides=TINY, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(folder, own, place, overrides=TINY, resume=True)
+    assert (place / "run.json").read_text() == told
+
+
 def test_the_way_from_models_to_a_score(run, models, contest, tmp_path):
     out = run("dstl", "detect", models.path, contest, "-o", tmp_path / "p", "--device", "cpu").done().out
     assert "in 1 tiles" in out, "6020_0_0 is the one scored tile that is there"
-    assert [path.name for path in (tmp_path / "p").iterdir()] == ["6020_0_0.gpkg"]
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"6020_0_0.gpkg", "detected.txt"}
     out = run("dstl", "submit", contest, tmp_path / "p", "-o", tmp_path / "s.csv").done().out
     assert "of 1 predicted tiles" in out
     out = run("dstl", "detect", models.path, contest, "-o", tmp_path / "p", "--resume", "--tiles", "6010_1_2,6020_0_0")
     assert "in 1 tiles" in out.done().out, "the other is kept"
+    with pytest.raises(UsageError, match="other models or options: tta = 'd4'"):
+        detect_recipe(models.path, ContestFolder.open(contest), tmp_path / "p", resume=True, tta="d4")
     assert set(read_features(tmp_path / "p" / "6010_1_2.gpkg")["class_name"]) <= {*class_names().values()}
 
 

@@ -9,6 +9,7 @@ Rejected: outlining each network by itself and joining files, in which no class 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -23,7 +24,7 @@ import pandas
 from satseg.errors import InputError, OutputError, UsageError
 from satseg.imagery.scene import Scene
 from satseg.learning.networks.bundle import Model, load_model
-from satseg.output import os_errors_as_output_errors
+from satseg.output import os_errors_as_output_errors, write_text
 from satseg.pipeline import detect_to_file, predict
 from satseg.progress import Progress, silent
 from satseg.raster import Raster
@@ -41,6 +42,8 @@ from satseg.vector.rules import RuledPolygonizer
 
 PathLike: TypeAlias = str | os.PathLike[str]
 SUFFIX = ".gpkg"
+NOTE = "detected.txt"
+"""What the files of a folder were made of, so that a resumed detection adds no others."""
 UNITS: Units = "metres"
 CERTAIN = np.uint8(LAST)
 """The code of what an index says: nothing is more certain or less."""
@@ -69,6 +72,13 @@ class Models:
     def streams(self) -> bool:
         """Whether a tile can be detected in row bands: one network, and nothing that it has to meet."""
         return len(self.networks) == 1 and not self.rules
+
+    def told(self, options: Mapping[str, Any]) -> str:
+        """Return a line for each network, the rules and each of the options: what decides what is found."""
+        cards = {name: model.card.model_dump_json() for name, model in self.networks.items()}
+        parts = {**cards, "rules": repr(self.rules), "classes": repr(self.items)}
+        lines = [f"{name} sha256 {hashlib.sha256(text.encode()).hexdigest()}" for name, text in parts.items()]
+        return "\n".join([*lines, *(f"{name} = {value!r}" for name, value in sorted(options.items()))]) + "\n"
 
 
 def load_models(path: PathLike, *, device: str = "auto") -> Models:
@@ -124,11 +134,12 @@ def detect_recipe(
         The folder that `train_recipe` wrote.
     folder : ContestFolder
     output : path-like
-        Missing or empty; gets ``ID.gpkg`` for each tile, with class_id, class_name and polygons in metres.
+        Missing or empty; gets ``ID.gpkg`` for each tile, with class_id, class_name and polygons in metres, and a note
+        of what they were made of.
     tiles : collection of str, optional
         The scored tiles whose files are there when left out.
     resume : bool
-        Keep the files that are in `output` already.
+        Keep the files that are in `output` already, made by the same models and options.
     options
         Of `satseg.pipeline.detect`, over those of the recipe: ``tta="d4"``.
 
@@ -137,7 +148,7 @@ def detect_recipe(
     InputError
         No tile to detect (E-IN-333), or as `load_models`.
     UsageError
-        An option is unknown.
+        An option is unknown, or what is to be resumed was made by other models or options (E-USE-312).
     OutputError
         `output` is not empty (E-OUT-311), or cannot be written.
     """
@@ -149,6 +160,7 @@ def detect_recipe(
             fault = f"{place} is not empty"
             raise OutputError(fault, hint="give --resume or another folder", code="E-OUT-311", path=place)
         place.mkdir(parents=True, exist_ok=True)
+    _note(place, loaded.told(given))
     counts = {}
     for done, tile in enumerate(wanted):
         progress("detecting", done, len(wanted), tile.image_id)
@@ -157,6 +169,22 @@ def detect_recipe(
             counts[tile.image_id] = _detected(loaded, tile, file, given)
     progress("detecting", len(wanted), len(wanted), "")
     return counts
+
+
+def _note(place: Path, note: str) -> None:
+    """Note what the files of `place` are made of, or see that it is what is noted there."""
+    path = place / NOTE
+    if not any(place.iterdir()):
+        write_text(path, note)
+        return
+    with os_errors_as_output_errors(path):
+        known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if known != note.splitlines():
+        other = [line for line in note.splitlines() if line not in known] or ["an option that was given"]
+        raise UsageError(
+            f"{place} was made by other models or options: {other[0]}",
+            hint="resume with those it began with, or give another folder", code="E-USE-312",
+        )  # fmt: skip
 
 
 def tiles_to_detect(folder: ContestFolder, recipe: Recipe, tiles: Collection[str] | None) -> tuple[Tile, ...]:

@@ -248,7 +248,8 @@ class ContestFolder:
         place = Path(path)
         if not place.is_dir():
             hint = f"give the one with {GRID_SIZES}"
-            raise InputError("there is no such folder", hint=hint, code="E-IN-312", path=path)
+            fault = "it is a file, not a folder" if place.exists() else "there is no such folder"
+            raise InputError(fault, hint=hint, code="E-IN-312", path=path)
         return cls(place, MappingProxyType(dict(read_grid_sizes(place / GRID_SIZES))), scaling)
 
     @property

@@ -125,12 +125,14 @@ def _begin(place: Path, text: str, note: str, *, resume: bool) -> None:
                     f"{place} is not empty", hint="give --resume or another folder", code="E-OUT-311", path=place
                 )
             for name, content in files.items():
-                if not (place / name).is_file() or (place / name).read_text(encoding="utf-8") != content:
+                known = (place / name).read_text(encoding="utf-8") if (place / name).is_file() else None
+                if known is None and {path.name for path in place.iterdir()} <= files.keys():
+                    continue  # stopped between the two files, before anything was made
+                if known != content:
                     raise UsageError(
                         f"{place / name} is of another run",
                         hint="resume with the recipe and options that it began with", code="E-USE-310",
                     )  # fmt: skip
-            return
         place.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_text(place / name, content)
