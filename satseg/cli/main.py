@@ -38,7 +38,7 @@ COMMANDS = {
     "polygonize": "Turn a mask into polygons, exactly along its pixels.",
     "rasterize": "Turn polygons into a mask on a scene's grid.",
     "score": "Compare a prediction with the truth: Jaccard, F1, report.",
-    "dstl": "The DSTL contest: make or check it, train, detect, submit, score.",
+    "dstl": "The DSTL contest: generate, check, train, detect, submit, score.",
     "demo": "Make a scene, train, detect, export, score: the whole chain.",
     "env": "Versions, both GDALs, PROJ health, devices.",
 }

@@ -135,7 +135,8 @@ def _begin(place: Path, text: str, note: str, *, resume: bool) -> None:
                     )  # fmt: skip
         place.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_text(place / name, content)
+        if not (place / name).exists():
+            write_text(place / name, content)
 
 
 def _rules(folder: ContestFolder, recipe: Recipe, path: Path, progress: Progress) -> tuple[FittedIndex, ...]:
