@@ -86,8 +86,9 @@ def members_for(options: TrainOptions, device: torch.device, *, bands: int) -> i
 
     Two towns learnt, a third scored, 10 CPU-minutes, Jaccard of areas and F1 pooled over Nairobi and Zanzibar (one run
     each, `benchmarks.accuracy`): three networks 0.57 and 0.56 with 490 steps each, 0.55 and 0.55 with 660; one that
-    ends after 100 passes 0.53 and 0.49, one that goes on to the end 0.52 and 0.53. By itself the mean of two brought 0.01 to 0.03 of Jaccard over its members.
-    Too few steps undo it: three of 200 steps gave 0.36 on the generated contest's 20 bands, one of 720 gave 0.43.
+    ends after 100 passes 0.53 and 0.49, one that goes on to the end 0.52 and 0.53. By itself the mean of two brought
+    0.01 to 0.03 of Jaccard over its members. Too few steps undo it: three of 200 steps gave 0.36 on the generated
+    contest's 20 bands, one of 720 gave 0.43.
     """
     share = (options.minutes or 0) / (MINUTES_EACH[device.type == "cuda"] * max(1.0, bands / BANDS_IN_TIME))
     if options.steps is not None:
