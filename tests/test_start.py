@@ -68,7 +68,9 @@ def test_a_class_list_of_the_users_own_is_told_by_name_and_known_from_the_model(
     model = satseg.train([trained[1]], class_spec=str(spec), field="class_name", steps=1, output=path, **FAST)
     assert model.card.training.options["data"]["class_spec"] == "mine.toml"
     spec.unlink()
-    tuned = satseg.train([trained[1]], start=path, steps=1)
+    satseg.train([trained[1]], start=path, steps=1, output=tmp_path / "tuned.safetensors")
+    tuned = satseg.train([trained[1]], start=tmp_path / "tuned.safetensors", steps=1)
+    assert tuned.card.training.options["data"]["class_spec"] == "mine.toml"
     told = {item.name: (item.id, item.color, item.buffer_m) for item in tuned.card.classes}
     assert told == {"b": (7, "#010203", 0.5), "a": (4, "#040506", 0.0)}
     assert next(item.min_area_m2 for item in tuned.card.classes if item.name == "b") == 3.0

@@ -112,7 +112,7 @@ def finished_model(
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
-        options=_told(run, registered=any(scene.registrations for scene in scenes)),
+        options=_told(run, start, registered=any(scene.registrations for scene in scenes)),
         start=None if start is None else start.file,
     )
     halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
@@ -140,7 +140,7 @@ def finished_model(
     return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
 
 
-def _told(run: RunConfig, *, registered: bool) -> dict[str, object]:
+def _told(run: RunConfig, start: Start | None, *, registered: bool) -> dict[str, object]:
     """Options as a card keeps them: without the folders of this machine, and with what was done to open scenes."""
     options = run.model_dump(mode="json", exclude={"data": {"scenes", "valid_scenes"}})
     options["data"]["registered"] = run.data.registered or registered
@@ -148,6 +148,8 @@ def _told(run: RunConfig, *, registered: bool) -> dict[str, object]:
     for name in ("class_spec", "sensor"):  # and what it needs of these two
         if options["data"][name] is not None and is_path(options["data"][name]):
             options["data"][name] = Path(options["data"][name]).name
+    if start is not None and run.data.class_spec is None:  # so that the next to start from it knows them too
+        options["data"]["class_spec"] = start.own_list
     weights = run.model.weights
     if weights is not None and names_file(weights):
         options["model"]["weights"] = Path(weights).name

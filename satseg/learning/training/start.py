@@ -22,6 +22,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -80,11 +81,16 @@ class Start:
         return merged
 
     @property
-    def known_classes(self) -> tuple[ClassItem, ...]:
-        """Classes of the model whose list was a user's file: their numbers, colours and rules are known from here."""
+    def own_list(self) -> str | None:
+        """Name of the class list of the model's training, where that was a user's file."""
         told = self.card.training.options.get("data")
         spec = told.get("class_spec") if isinstance(told, dict) else None
-        return self.card.classes if isinstance(spec, str) and is_path(spec) else ()
+        return Path(spec).name if isinstance(spec, str) and is_path(spec) else None
+
+    @property
+    def known_classes(self) -> tuple[ClassItem, ...]:
+        """Classes of the model whose list was a user's file: their numbers, colours and rules are known from here."""
+        return () if self.own_list is None else self.card.classes
 
     def normalized(self, prepared: Prepared, inflate: str | None = None) -> Prepared:
         """`prepared` with the model's normalisation of bands it knows, unless a mean lies beyond what that clips.
