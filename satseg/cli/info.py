@@ -10,7 +10,7 @@ import click
 from satseg.cli.common import json_option, opening, opening_options, print_json, scene_argument, scene_files_option
 from satseg.errors import PartialError, SatsegError
 
-MODEL_SUFFIX, ENSEMBLE_SUFFIX, FOLDS_ENSEMBLE = ".safetensors", ".toml", "ensemble.toml"
+MODEL_SUFFIX = ".safetensors"
 LISTS = {"name", "bands", "classes", "registrations", "warnings"}
 """Facts that do not stand in a line of their own."""
 
@@ -45,15 +45,15 @@ def command(
 
 def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict[str, Any]:
     from satseg.imagery.scene import open_scene
+    from satseg.learning.networks.ensemble_file import EnsembleFile, team_file
 
     try:
         if isinstance(source, str) and source.lower().endswith(MODEL_SUFFIX):
             from satseg.learning.networks.bundle import read_card
 
             return {"name": os.path.basename(source), **read_card(source).info()}
-        if isinstance(source, str) and (team := _team(source)) is not None:
+        if isinstance(source, str) and (team := team_file(source)) is not None:
             from satseg.learning.networks.ensemble import Ensemble
-            from satseg.learning.networks.ensemble_file import EnsembleFile
 
             files = [member.path for member in EnsembleFile.read(team).members]
             return {"name": os.path.basename(source), **Ensemble.load(team, device="cpu").info(), "files": files}
@@ -63,12 +63,6 @@ def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict
             raise
         name = source if isinstance(source, str) else ",".join(source)
         return {"name": name, "error": str(error), "code": error.code}
-
-
-def _team(source: str) -> str | None:
-    """The ensemble file that `source` is, or that a folder of training in folds has; None: it is neither."""
-    inside = os.path.join(source, FOLDS_ENSEMBLE)
-    return inside if os.path.isfile(inside) else source if source.lower().endswith(ENSEMBLE_SUFFIX) else None
 
 
 def _page(facts: dict[str, Any]) -> str:

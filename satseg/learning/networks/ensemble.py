@@ -18,7 +18,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -28,7 +27,7 @@ from satseg.documents import suggest
 from satseg.errors import ModelError, UsageError
 from satseg.learning.card import IndexCard, checksum, class_facts
 from satseg.learning.networks.bundle import Model, digest_of, load_model, read_card
-from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, is_ensemble_file
+from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, team_file
 from satseg.learning.networks.together import check_together, common_items
 
 __all__ = ["Ensemble", "ModelLike", "Predictor", "as_predictor", "load_predictor", "write_ensemble"]
@@ -36,8 +35,6 @@ __all__ = ["Ensemble", "ModelLike", "Predictor", "as_predictor", "load_predictor
 PathLike: TypeAlias = str | os.PathLike[str]
 STACKED_THRESHOLD = 0.5
 """Of a class with a stacker and without a threshold: its score is a fitted probability."""
-IN_FOLDER = "ensemble.toml"
-"""Of a folder of models that answer together."""
 
 
 class Predictor(Protocol):
@@ -293,9 +290,8 @@ def load_predictor(paths: PathLike | Sequence[PathLike], device: str | torch.dev
     """
     if not isinstance(paths, (str, os.PathLike)):
         return Ensemble.of([load_model(path, device) for path in paths], names=[os.fspath(path) for path in paths])
-    inside = Path(paths) / IN_FOLDER
-    path = inside if inside.is_file() else paths
-    return Ensemble.load(path, device) if is_ensemble_file(path) else load_model(path, device)
+    team = team_file(paths)
+    return load_model(paths, device) if team is None else Ensemble.load(team, device)
 
 
 def as_predictor(model: ModelLike) -> Predictor:

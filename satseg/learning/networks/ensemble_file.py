@@ -34,12 +34,14 @@ from satseg.output import AtomicOutput, os_errors_as_output_errors
 
 __all__ = [
     "ClassStacker", "EnsembleFile", "LOGIT_LIMIT", "MEANS", "Mean", "Member", "check_name", "combined",
-    "is_ensemble_file",
+    "is_ensemble_file", "team_file",
 ]  # fmt: skip
 
 Mean: TypeAlias = Literal["arithmetic", "geometric"]
 MEANS: tuple[str, ...] = get_args(Mean)
 SUFFIX = ".toml"
+IN_FOLDER = "ensemble.toml"
+"""Ensemble file in the folder of a training in folds."""
 LOGIT_LIMIT = 15.0
 """Logits are clipped to this before they are stacked: of a score of 1 - 3e-7 float32 tells little more."""
 
@@ -169,6 +171,12 @@ def check_name(path: PathLike) -> None:
 def is_ensemble_file(path: object) -> bool:
     """Whether `path` is the name of an ensemble file, not of a model."""
     return isinstance(path, (str, os.PathLike)) and os.fspath(path).lower().endswith(SUFFIX)
+
+
+def team_file(path: PathLike) -> PathLike | None:
+    """Return the ensemble file that `path` is, or that it has as the folder of a training in folds; None: neither."""
+    inside = Path(path) / IN_FOLDER
+    return inside if inside.is_file() else path if is_ensemble_file(path) else None
 
 
 def combined(

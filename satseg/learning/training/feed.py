@@ -146,12 +146,11 @@ class HeldTiles(Dataset[Chip]):
         return self._reads[self._mine[number] % len(self._reads)]
 
     def __getitem__(self, number: int) -> Chip:
-        place = self._mine[number]
-        index, read = self._reads[place % len(self._reads)]
+        index, read = self.read_of(number)
         chip = self._readers[index].read(read.window)
         kept = np.zeros(chip.labelled.shape, bool)
         for keep in read.keeps:
-            kept[slices(keep, read.window)] = place < len(self._reads)
+            kept[slices(keep, read.window)] = self._mine[number] < len(self._reads)
         return Chip(chip.image, chip.valid, chip.target, chip.labelled & kept)
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from satseg.documents import Document, PathLike
 from satseg.errors import InputError
 from satseg.learning.card import Count, Sha256
-from satseg.learning.networks.ensemble import IN_FOLDER
+from satseg.learning.networks.ensemble_file import IN_FOLDER
 from satseg.output import write_text
 from satseg.progress import mean_of
 

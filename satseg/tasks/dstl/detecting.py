@@ -9,7 +9,6 @@ Rejected: outlining each network by itself and joining files, in which no class 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -21,6 +20,7 @@ import geopandas
 import numpy as np
 import pandas
 
+from satseg.checked import digest_of
 from satseg.errors import InputError, OutputError, UsageError
 from satseg.imagery.scene import Scene
 from satseg.learning.networks.bundle import Model, load_model
@@ -77,7 +77,7 @@ class Models:
         """Return a line for each network, the rules and each of the options: what decides what is found."""
         cards = {name: model.card.model_dump_json() for name, model in self.networks.items()}
         parts = {**cards, "rules": repr(self.rules), "classes": repr(self.items)}
-        lines = [f"{name} sha256 {hashlib.sha256(text.encode()).hexdigest()}" for name, text in parts.items()]
+        lines = [f"{name} sha256 {digest_of(text)}" for name, text in parts.items()]
         return "\n".join([*lines, *(f"{name} = {value!r}" for name, value in sorted(options.items()))]) + "\n"
 
 
