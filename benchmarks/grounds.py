@@ -21,6 +21,8 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.features import rasterize
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
 from torch import Tensor
 
 Image: TypeAlias = NDArray[np.uint8]
@@ -34,6 +36,9 @@ Chips: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 COARSER = 2
 """Scenes are at 0.15 m."""
 BYTE = 255.0
+VEGAS_RGB = (5, 3, 2)
+"""Of WorldView-3's eight bands."""
+WEB_MERCATOR = "EPSG:3857"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,25 @@ class Place:
         """Return 1 in the pixels (H, W) of a grid whose centre is in a building."""
         burnt: Mask = rasterize(self.truth().geometry, (height, width), transform=transform, dtype="uint8")
         return burnt
+
+
+def las_vegas(data: Path, folder: Path) -> Place:
+    """Write the WorldView-3 chip of Las Vegas into `folder` as the other scenes are: RGB at 0.15 m, buildings only."""
+    source, place = data / "wv_spacenet", Place("las_vegas", folder / "las_vegas.tif", folder / "las_vegas.geojson")
+    with rasterio.open(source / "vegas_wv3_8band_u8.tif") as scene:
+        west, south, east, north = transform_bounds(scene.crs, WEB_MERCATOR, *scene.bounds)
+        height = scene.height * COARSER  # its rows are 0.30 m apart, its columns 0.24
+        size = (north - south) / height
+        width = int((east - west) / size)
+        corner = Affine(size, 0, west, 0, -size, north)
+        grid = {"crs": WEB_MERCATOR, "transform": corner, "height": height, "width": width}
+        with WarpedVRT(scene, resampling=Resampling.bilinear, **grid) as view:
+            image = view.read(VEGAS_RGB)
+    with rasterio.open(place.scene, "w", driver="GTiff", count=len(image), dtype=image.dtype, **grid) as out:
+        out.write(image)
+    labels = geopandas.read_file(source / "vegas_wv3_labels_1building_2road_3tree.geojson")
+    labels[labels["label"] == 1].assign(**{"class": "building"}).to_file(place.labels)
+    return place
 
 
 @dataclass(slots=True)

@@ -67,11 +67,13 @@ class Job:
         CPU budget.
     seed : int
     place : str
-        Stem of the scene that is scored.
+        Name of what is scored.
+    scene : str
+        The scene that is scored, without ``.tif``; its labels lie beside it.
     data : str
-        Folder of all scenes.
+        Folder of the scenes learnt from.
     learnt : list of str
-        Stems of those learnt from.
+        Their stems.
     options : dict
         Changed keys of satseg's run file.
     tta : bool
@@ -84,16 +86,16 @@ class Job:
     minutes: float
     seed: int
     place: str
+    scene: str
     data: str
     learnt: list[str]
     options: dict[str, Any] = field(default_factory=dict)
     tta: bool = True
     keep: str | None = None
 
-    def at(self, name: str) -> Place:
-        """Return the place called `name`."""
-        stem = Path(self.data) / name
-        return Place(name, stem.with_suffix(".tif"), stem.with_suffix(".geojson"))
+    def places(self) -> list[Place]:
+        """Return those learnt from."""
+        return [labelled(Path(self.data) / name) for name in self.learnt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,11 @@ class Row:
     made: str
 
 
+def labelled(stem: Path) -> Place:
+    """Return the scene at `stem`.tif with the labels beside it."""
+    return Place(stem.name, stem.with_suffix(".tif"), stem.with_suffix(".geojson"))
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """Buildings found in a place, and the scores (H, W) they were made of with the grid of these."""
@@ -172,7 +179,7 @@ def train_satseg(job: Job, clock: Clock) -> Trained:
         if isinstance(module, UNet) and module.training:
             clock.step(inputs[0])
 
-    pairs = [(place.scene, place.labels) for place in map(job.at, job.learnt)]
+    pairs = [(place.scene, place.labels) for place in job.places()]
     options = {"seed": job.seed, "device": "cpu", "field": "class", **job.options}
     with mock.patch("time.monotonic", cpu_time):
         import satseg.learning.training.learner
@@ -195,7 +202,7 @@ def train_rival(job: Job, clock: Clock, folder: Path) -> Trained:
     """Train by the recipe called as the job's system."""
     from benchmarks.recipes import RECIPES
 
-    ground = Ground([job.at(name) for name in job.learnt], folder, clock, job.seed)
+    ground = Ground(job.places(), folder, clock, job.seed)
     rival = RECIPES[job.system](ground)
     return Trained(size_of(rival.network), clock.spent(), {job.system: partial(outlined, rival)})
 
@@ -270,7 +277,7 @@ def run(job: Job) -> list[Row]:
     torch.manual_seed(job.seed)
     np.random.seed(job.seed)  # noqa: NPY002  # a library's own augmentation may draw from it
     made = f"{datetime.date.today().isoformat()}: {versions(PACKAGES)}"
-    clock, place, rows = Clock(job.minutes), job.at(job.place), []
+    clock, place, rows = Clock(job.minutes), labelled(Path(job.scene)), []
     with tempfile.TemporaryDirectory(prefix="accuracy-") as name:
         folder = Path(name)
         trained = train_satseg(job, clock) if job.system.startswith(OURS) else train_rival(job, clock, folder)
