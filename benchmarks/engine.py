@@ -40,7 +40,7 @@ from benchmarks.inference import MODEL, RESNET_CLASSES, WEIGHTS, resnet_model, r
 from benchmarks.reading import read_plain
 from benchmarks.timing import RESULTS, Cost, Costs, Goal, Report, Run, interleave, measure, parse, rounded
 from satseg import detect_to_file, load_model, train
-from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.runtimes import make_runtime
 from satseg.synthetic.scene import SYNTHETIC_CLASSES, make_scene, write_scene
 

@@ -30,7 +30,7 @@ from benchmarks.timing import Cost, Costs, Goal, Report, Run, interleave, measur
 from satseg import train
 from satseg.imagery.labels import rasterize
 from satseg.learning.card import Architecture
-from satseg.learning.networks.bundle import Model, load_model
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.runtimes import agreement, make_runtime
 from satseg.specs import ClassItem
 from satseg.synthetic.scene import SYNTHETIC_CLASSES, SyntheticScene, make_scene, write_scene

@@ -33,7 +33,7 @@ from rasterio.windows import Window
 from benchmarks.timing import RESULTS, Goal, Report, parse
 
 if TYPE_CHECKING:  # a child's import: it would count as memory of this process, which its children inherit
-    from satseg.learning.networks.bundle import Model
+    from satseg.learning.networks.model import Model
 
 ROOT = Path(__file__).parents[1]
 PICTURE = RESULTS / "memory_over_time.png"
@@ -173,7 +173,8 @@ def _model(network: Any, classes: int) -> Model:
 
     from satseg.imagery.normalization import Normalization
     from satseg.learning.card import BandCard, ModelCard
-    from satseg.learning.networks.bundle import Model, architecture_of
+    from satseg.learning.networks.architectures import architecture_of
+    from satseg.learning.networks.model import Model
     from satseg.specs import ClassItem
 
     levels = ((level,) * len(NAMES) for level in (float(DARK), float(BRIGHT - DARK), 0.0, 2047.0))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from satseg.imagery.normalization import Normalization
 from satseg.learning.card import Architecture, BandCard, ModelCard
-from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.model import Model
 from satseg.specs import ClassItem
 
 BANDS = ("coastal", "blue", "green", "yellow", "red", "red_edge", "nir1", "nir2")
@@ -44,7 +44,7 @@ TOP = 5_700_000.0
 
 
 class Stranger(nn.Module):
-    """A network that satseg knows nothing about, with what `satseg.learning.networks.bundle.Model` asks of one.
+    """A network that satseg knows nothing about, with what `satseg.learning.networks.model.Model` asks of one.
 
     Parameters
     ----------

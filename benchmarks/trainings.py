@@ -38,7 +38,7 @@ from benchmarks.grounds import Clock, Ground, Place
 from benchmarks.timing import versions
 from satseg import detect, score, train
 from satseg.grid import Grid
-from satseg.learning.networks.bundle import Model
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.unet import UNet
 from satseg.scoring.jaccard import pixel_counts
 

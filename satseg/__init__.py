@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
     from satseg.learning.networks.average import average
-    from satseg.learning.networks.bundle import Model, load_model
     from satseg.learning.networks.ensemble import Ensemble, write_ensemble
+    from satseg.learning.networks.model import Model, load_model
     from satseg.pipeline import detect, detect_to_file, plan, predict, train
     from satseg.raster import Raster
     from satseg.scoring.report import Report
@@ -42,8 +42,8 @@ _HOMES = {
     "plan": "satseg.pipeline",
     "train_folds": "satseg.folds",
     "stack": "satseg.stacking",
-    "load_model": "satseg.learning.networks.bundle",
-    "Model": "satseg.learning.networks.bundle",
+    "load_model": "satseg.learning.networks.model",
+    "Model": "satseg.learning.networks.model",
     "Ensemble": "satseg.learning.networks.ensemble",
     "write_ensemble": "satseg.learning.networks.ensemble",
     "average": "satseg.learning.networks.average",

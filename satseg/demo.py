@@ -13,7 +13,8 @@ from pathlib import Path
 
 from satseg.errors import OutputError
 from satseg.imagery.scene import open_scene
-from satseg.learning.networks.bundle import Model, resolve_device
+from satseg.learning.machine import resolve_device
+from satseg.learning.networks.model import Model
 from satseg.output import os_errors_as_output_errors, write_text
 from satseg.pipeline import detect, train
 from satseg.progress import Progress, silent

@@ -15,7 +15,7 @@ from satseg.errors import LabelError, UsageError
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.ground.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
 from satseg.learning.ground.split import Ground
-from satseg.learning.networks.bundle import Model, load_model
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.training.judged import Judged
 from satseg.learning.training.rule_fit import fit_rules, jaccards
 from satseg.options import DataOptions

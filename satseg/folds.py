@@ -23,8 +23,9 @@ from typing import Any
 from satseg.errors import UsageError
 from satseg.learning.ground.folds import Dealt, deal_scenes
 from satseg.learning.ground.grounds import Agreed, Pair, PathLike, agree
-from satseg.learning.networks.bundle import Model, load_model, read_card
+from satseg.learning.networks.bundle import read_card
 from satseg.learning.networks.ensemble_file import EnsembleFile
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.training.fold_report import ENSEMBLE, OUT_OF_FOLD, REPORT, FoldModel, FoldReport, FoldScene
 from satseg.learning.training.ranks import given_ranks
 from satseg.learning.training.run_folder import check_run, told

@@ -56,6 +56,9 @@ class DataOptions(BaseModel):
     separate: bool = Field(True, description="learn compact objects apart, so that those that touch are found apart")
     src_crs: str | None = Field(None, description="CRS of scenes that state none")
     registered: bool = Field(False, description="lay products of a scene over the finest; detect does so too")
+    normalize: Literal["data", "scene"] = Field(
+        "data", description="statistics bands are brought to: of all scenes, or each scene its own (so in detect)"
+    )
 
 
 class ModelOptions(BaseModel):

@@ -29,9 +29,9 @@ from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Products, Targets
 from satseg.learning.ground.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.networks.architectures import check_network
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.ensemble import ModelLike, Predictor, as_predictor
 from satseg.learning.networks.forward import Wanted
+from satseg.learning.networks.model import Model
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import check_devices, given_ranks
 from satseg.learning.training.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told

@@ -10,7 +10,7 @@ import torch
 
 from satseg.errors import ModelError, UsageError
 from satseg.learning.networks.average import average
-from satseg.learning.networks.bundle import load_model
+from satseg.learning.networks.model import load_model
 from tests.worlds import tiny_model
 
 

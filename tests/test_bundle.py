@@ -31,18 +31,17 @@ from satseg.learning.card import (
     canonical,
     checksum,
 )
+from satseg.learning.machine import resolve_device
+from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.bundle import (
     METADATA_KEY,
-    Model,
-    architecture_of,
     current_versions,
     digest_of,
     load_bundle,
-    load_model,
     read_card,
-    resolve_device,
     save_bundle,
 )
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.specs import ClassItem
 

@@ -13,7 +13,8 @@ import satseg
 from satseg.classes import ClassItem, ClassSpec, ShapeRule, erasing_order, rule_fault, rules_among
 from satseg.errors import SpecError
 from satseg.learning.card import CHECKSUM, ModelCard, checksum
-from satseg.learning.networks.bundle import Model, load_model, read_card
+from satseg.learning.networks.bundle import read_card
+from satseg.learning.networks.model import Model, load_model
 from satseg.ledger import Ledger
 from satseg.specs import class_spec, load_document
 from tests.commands import same_features

@@ -12,10 +12,10 @@ import satseg
 from satseg.errors import ModelError, UsageError
 from satseg.learning.card import Architecture
 from satseg.learning.networks.architectures import architecture_of, saved_network
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.committee import Committee, CommitteeConfig
 from satseg.learning.networks.export import onnx_bytes
 from satseg.learning.networks.folding import lean
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.learning.training.recipe import members_for
 from satseg.options import TrainOptions

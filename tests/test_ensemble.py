@@ -17,11 +17,12 @@ from satseg.imagery.normalization import Normalization
 from satseg.learning.card import BandCard
 from satseg.learning.detection import budget, job
 from satseg.learning.networks.blending import Blending
-from satseg.learning.networks.bundle import Model, load_bundle
+from satseg.learning.networks.bundle import load_bundle
 from satseg.learning.networks.ensemble import Ensemble, load_predictor, write_ensemble
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, combined
 from satseg.learning.networks.forward import Look, Wanted
 from satseg.learning.networks.means import entropies
+from satseg.learning.networks.model import Model
 from tests.worlds import BANDS, scene_with_gaps, tiny_model
 
 EXACT = {"halo": "exact", "tile": 400}

@@ -16,8 +16,8 @@ from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Targets
 from satseg.learning.ground.grounds import open_pair, prepare
-from satseg.learning.networks.bundle import load_model
 from satseg.learning.networks.forward import Wanted
+from satseg.learning.networks.model import load_model
 from satseg.learning.training.start import Start
 from satseg.ledger import Ledger
 from satseg.run import RunConfig

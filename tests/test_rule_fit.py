@@ -13,7 +13,7 @@ from satseg.classes import ClassItem, ShapeRule
 from satseg.errors import LabelError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.labels import LabelLayer
-from satseg.learning.networks.bundle import load_model
+from satseg.learning.networks.model import load_model
 from satseg.learning.training.judged import Judged
 from satseg.learning.training.rule_fit import fit_rules, jaccards
 from satseg.options import DataOptions

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from satseg.errors import DependencyError, UsageError
 from satseg.learning.networks import runtimes
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.export import onnx_bytes
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.runtimes import ENGINES, OpenvinoRuntime, agreement, make_runtime
 from tests.worlds import tiny_model
 

@@ -20,9 +20,9 @@ from satseg.imagery.scene import open_scene
 from satseg.learning.card import BandCard, ModelCard
 from satseg.learning.networks import ternausnet
 from satseg.learning.networks.architectures import architecture_of, check_network, new_network, saved_network
-from satseg.learning.networks.bundle import Model, load_model
 from satseg.learning.networks.encoders import hold_encoder, parameter_groups
 from satseg.learning.networks.folding import Convolution, lean
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.ternausnet import TernausConfig, TernausNet
 from satseg.learning.training import recipe
 from satseg.learning.training.start import Start

@@ -28,10 +28,11 @@ from satseg.learning.networks.architectures import (
     new_network,
     saved_network,
 )
-from satseg.learning.networks.bundle import METADATA_KEY, Model, load_model
+from satseg.learning.networks.bundle import METADATA_KEY
 from satseg.learning.networks.encoders import hold_encoder, parameter_groups
 from satseg.learning.networks.export import export_onnx
 from satseg.learning.networks.halo import measure_halo
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.network import UNBOUNDED_HALO_PX
 from satseg.learning.networks.unet import UNet
 from satseg.learning.networks.zoo import ARCHITECTURES, ZooConfig, ZooNet

@@ -15,7 +15,8 @@ from affine import Affine
 
 from satseg.imagery.normalization import Normalization
 from satseg.learning.card import BandCard, ModelCard
-from satseg.learning.networks.bundle import Model, architecture_of
+from satseg.learning.networks.architectures import architecture_of
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.specs import ClassItem
 from tests.factories import UTM, noise, north_up, write_tiff

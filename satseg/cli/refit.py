@@ -27,7 +27,7 @@ def command(ctx: click.Context, /, model: str, data: tuple[tuple[str, str], ...]
     """
     from satseg.cli.common import scene_argument
     from satseg.fitting import refit
-    from satseg.learning.networks.bundle import load_model
+    from satseg.learning.networks.model import load_model
     from satseg.run import RunConfig
 
     call = {key: options.pop(key) for key in ("output", "overwrite")}

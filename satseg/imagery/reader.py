@@ -113,6 +113,8 @@ class SceneReader:
         else:
             data = np.empty((len(names), window.height, window.width), self._dtype)
             valid = _assemble(plans, pieces, data)
+        if self.scene.levels is not None:
+            data = self._levelled(data, valid, names)
         if valid is None:  # one True seen everywhere: writing a plane of them costs a tenth of a fast read
             valid = np.broadcast_to(np.True_, data.shape[1:])
         return Raster(data, self.scene.grid.crop(window), names, valid)
@@ -138,11 +140,14 @@ class SceneReader:
         part, plans = self._plans.get(self.scene.bands) or self._plan(self.scene.bands)
         with self._env():
             if part.indices:
-                return _with_indices(part, plans, [p.read(self._dataset(p.file), window) for p in plans], out)
-            pieces = [
-                plan.read(self._dataset(plan.file), window, _channels(out, plan.places)) for plan in plans
-            ]
-        return _assemble(plans, pieces, out)
+                pieces = [plan.read(self._dataset(plan.file), window) for plan in plans]
+                valid = _with_indices(part, plans, pieces, out)
+            else:
+                pieces = [plan.read(self._dataset(plan.file), window, _channels(out, plan.places)) for plan in plans]
+                valid = _assemble(plans, pieces, out)
+        if self.scene.levels is not None:
+            out[...] = self._levelled(out, valid, part.bands)
+        return valid
 
     def overview(self, bands: Sequence[str], *, height: int, width: int) -> Raster:
         """Return `bands`, all stored in one file, decimated to `height` x `width` from overviews: for pictures."""
@@ -155,6 +160,14 @@ class SceneReader:
             )
         grid = with_pixels(own, rows=own.height / height, cols=own.width / width, height=height, width=width)
         return Raster(data, grid, tuple(bands), valid)  # type: ignore[arg-type]
+
+    def _levelled(
+        self, data: NDArray[Any], valid: NDArray[np.bool_] | None, names: tuple[str, ...]
+    ) -> NDArray[Any]:
+        """`data`, the bands `names`, by the levels of the scene; 0 where not valid."""
+        assert self.scene.levels is not None
+        known = np.broadcast_to(np.True_, data.shape[1:]) if valid is None else valid
+        return self.scene.levels.select(names).apply(data, known).astype(self._dtype, copy=False)
 
     def _plan(self, names: tuple[str, ...]) -> tuple[Scene, tuple[FilePlan, ...]]:
         part = self.scene.select(names)

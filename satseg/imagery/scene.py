@@ -26,6 +26,7 @@ from satseg.imagery.bands import BandMap, name_bands
 from satseg.imagery.drivers import DEFAULT_DRIVERS, choose_drivers, gdal_env
 from satseg.imagery.indices import Candidate, IndexBand, Scale, index_bands
 from satseg.imagery.mapping import meets
+from satseg.imagery.normalization import Normalization
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.reading import scene_dtype
 from satseg.imagery.registration import Registration, registered
@@ -131,6 +132,8 @@ class Scene:
         Names of the bands in order, where they are not just the sources.
     registrations : tuple of Registration
         How products other than the finest lay before they were registered.
+    levels : Normalization or None
+        By which values are clipped, shifted and scaled as they are read; see `satseg.imagery.levels`.
     """
 
     name: str
@@ -142,6 +145,7 @@ class Scene:
     indices: tuple[IndexBand, ...] = ()
     shown: tuple[str, ...] = ()
     registrations: tuple[Registration, ...] = ()
+    levels: Normalization | None = None
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -157,7 +161,7 @@ class Scene:
     def dtype(self) -> np.dtype[Any]:
         """Of every read: the files' when values stay as stored, else float32, or float64 for wide ones."""
         stored = scene_dtype(self.sources, self.grid)
-        return np.result_type(stored, np.float32) if self.indices else stored
+        return np.result_type(stored, np.float32) if self.indices or self.levels else stored
 
     def select(self, bands: Sequence[str]) -> Scene:
         """Return the scene with only `bands`, in that order; its dtype may be narrower.

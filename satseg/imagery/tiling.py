@@ -228,6 +228,15 @@ def _reaches(start: int, length: int, tile: int, plan: TilePlan, size: int, beyo
     return int((high - low).sum())
 
 
+def scattered_blocks(height: int, width: int, *, side: int, seed: int) -> Iterator[Window]:
+    """Yield the blocks of `side` pixels that `height` x `width` are made of, in an order that only `seed` decides."""
+    rows, cols = -(-height // side), -(-width // side)
+    for number in np.random.default_rng((seed, rows, cols)).permutation(rows * cols):
+        row, col = divmod(int(number), cols)
+        top, left = row * side, col * side
+        yield Window(left, top, min(side, width - left), min(side, height - top))
+
+
 def round_up(size: int, step: int) -> int:
     """Return the least multiple of `step` that is not below `size`."""
     return -(-size // step) * step

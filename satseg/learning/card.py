@@ -242,6 +242,12 @@ class ModelCard(_Part):
         data = self.training.options.get("data")
         return isinstance(data, dict) and data.get("registered") is True
 
+    @property
+    def levels(self) -> bool:
+        """Whether each scene learnt from was brought to its own levels, as those to detect in are to be."""
+        data = self.training.options.get("data")
+        return isinstance(data, dict) and data.get("normalize") == "scene"
+
     def info(self) -> dict[str, Any]:
         """Return what the model needs and finds, in plain data: bands, and classes with their rules."""
         return {

@@ -30,9 +30,9 @@ from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan, plan_tiles, round_up
 from satseg.learning.detection.engine import Working, member_looks
 from satseg.learning.machine import resident_bytes
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.ensemble import Predictor
 from satseg.learning.networks.forward import ONE_VIEW, Wanted
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.runtimes import make_runtime
 from satseg.learning.networks.views import Views
 from satseg.vector.separate import MARGIN, SLAB, WORK_BYTES

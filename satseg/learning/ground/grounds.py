@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TypeAlias
 
@@ -19,7 +20,6 @@ import geopandas
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from rasterio.windows import Window
 
 from satseg.classes import rules_among
 from satseg.errors import BandError, InputError, LabelError, UsageError
@@ -28,10 +28,12 @@ from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
+from satseg.imagery.levels import MEASURED_BLOCKS, levelled
 from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
+from satseg.imagery.tiling import scattered_blocks
 from satseg.learning.area import area_of_interest
 from satseg.learning.card import IndexCard
 from satseg.learning.ground.chips import BLOCK_PX
@@ -64,8 +66,6 @@ SMALL_LABEL = 5
 """Percentile of a class's label areas that stands for its small objects."""
 LARGEST_SPECK_PX = 64
 """Clean-up drops no hole, nor a polygon of a class that is not made of compact objects, of more pixels."""
-MEASURED_BLOCKS = 64
-"""Blocks per scene that normalization is measured on: 4 million pixels settle a percentile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +192,14 @@ def prepare(
     # Of all scenes, as the working resolution is: models of folds then have the same planes, and can be an ensemble.
     widths = median_widths([(ground.scene.grid, ground.labels) for ground in agreed.grounds])
     classes = with_clean_up(classes, grounds, compact=widths)
+    stored = grounds
+    if config.data.normalize == "scene":
+        grounds, validation = _changed(grounds, validation, _levelled)
     normalization = measure(grounds, seed=config.train.seed)
-    _tell_suspicions(grounds, seed=config.train.seed)
+    _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
-        grounds, same = tuple(_with_cores(ground, separated) for ground in grounds), validation is grounds
-        validation = grounds if same else tuple(_with_cores(ground, separated) for ground in validation)
+        grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
     return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)
 
 
@@ -208,6 +210,18 @@ def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:
     refuse_hopeless(found, data)
     for one in found:
         log.warning("%s", one)
+
+
+def _changed(
+    grounds: tuple[Ground, ...], validation: tuple[Ground, ...], change: Callable[[Ground], Ground]
+) -> tuple[tuple[Ground, ...], tuple[Ground, ...]]:
+    """Both after `change`; the same tuple again where they are one."""
+    changed = tuple(map(change, grounds))
+    return changed, changed if validation is grounds else tuple(map(change, validation))
+
+
+def _levelled(ground: Ground) -> Ground:
+    return dataclasses.replace(ground, scene=levelled(ground.scene))
 
 
 def _with_cores(ground: Ground, names: Sequence[str]) -> Ground:
@@ -355,7 +369,7 @@ def measure(grounds: Sequence[Ground], *, seed: int) -> Normalization:
     for ground in grounds:
         seen = 0
         with ground.scene.reader() as reader:
-            for place in _blocks(ground, seed):
+            for place in scattered_blocks(*ground.scene.grid.shape, side=BLOCK_PX, seed=seed):
                 raster = reader.read(place)
                 usable = raster.valid.copy()
                 for part in ground.closed(place):
@@ -371,11 +385,3 @@ def measure(grounds: Sequence[Ground], *, seed: int) -> Normalization:
     return meter.result()
 
 
-def _blocks(ground: Ground, seed: int) -> Iterator[Window]:
-    """All blocks of the scene in a seeded order."""
-    height, width = ground.scene.grid.shape
-    rows, cols = -(-height // BLOCK_PX), -(-width // BLOCK_PX)
-    for number in np.random.default_rng((seed, rows, cols)).permutation(rows * cols):
-        row, col = divmod(int(number), cols)
-        top, left = row * BLOCK_PX, col * BLOCK_PX
-        yield Window(left, top, min(BLOCK_PX, width - left), min(BLOCK_PX, height - top))

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from satseg.errors import ModelError, UsageError
 from satseg.learning.card import ModelCard
-from satseg.learning.networks.bundle import Model, load_model
 from satseg.learning.networks.ensemble import identity
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.together import check_together, common_items
 
 __all__ = ["average"]

@@ -26,8 +26,9 @@ from satseg.classes import ClassItem
 from satseg.documents import suggest
 from satseg.errors import ModelError, UsageError
 from satseg.learning.card import IndexCard, checksum, class_facts
-from satseg.learning.networks.bundle import Model, digest_of, load_model, read_card
+from satseg.learning.networks.bundle import digest_of, read_card
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, team_file
+from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.together import check_together, common_items
 
 __all__ = ["Ensemble", "ModelLike", "Predictor", "as_predictor", "load_predictor", "write_ensemble"]
@@ -87,6 +88,10 @@ class Predictor(Protocol):
     @property
     def registers(self) -> bool:
         """Whether the products of a scene are to be laid over each other."""
+
+    @property
+    def levels(self) -> bool:
+        """Whether a scene is to be brought to its own levels first."""
 
     @property
     def stride(self) -> int:
@@ -222,6 +227,11 @@ class Ensemble:
     def registers(self) -> bool:
         """Whether a member learnt from products that were laid over each other."""
         return any(model.registers for model in self.members)
+
+    @property
+    def levels(self) -> bool:
+        """Whether a scene is to be brought to its own levels first."""
+        return self.members[0].levels
 
     @property
     def stride(self) -> int:

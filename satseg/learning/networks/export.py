@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from satseg.learning.machine import optional_package
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.folding import lean
+from satseg.learning.networks.model import Model
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
 __all__ = ["export_onnx", "onnx_bytes", "noise_for", "INPUT", "OUTPUT", "OPSET"]

@@ -27,10 +27,10 @@ from satseg.imagery.normalization import Normalization
 from satseg.imagery.rows import StripView
 from satseg.imagery.tiling import Tile
 from satseg.learning.networks.blending import Blending
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.ensemble import Predictor
 from satseg.learning.networks.kernels import encode, pack
 from satseg.learning.networks.means import entropies
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.runtimes import Runtime
 from satseg.learning.networks.views import Views
 from satseg.vector.layers import FIRST, INVALID, LAST

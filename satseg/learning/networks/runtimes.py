@@ -21,9 +21,9 @@ from torch import Tensor
 
 from satseg.errors import DependencyError, UsageError
 from satseg.learning.machine import optional_package
-from satseg.learning.networks.bundle import Model
 from satseg.learning.networks.export import INPUT, OUTPUT, noise_for, onnx_bytes
 from satseg.learning.networks.folding import lean, onednn_fuses
+from satseg.learning.networks.model import Model
 
 __all__ = ["Runtime", "ENGINES", "make_runtime", "agreement"]
 

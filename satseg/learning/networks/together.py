@@ -5,7 +5,7 @@ first model is named: one raster of scores is made of all, so classes, their ord
 and an index means one thing. Thresholds and clean-up may differ, and are brought together. Rejected: members matched
 by the names of their classes alone, of which one member would be silent where others know a class more.
 
-Codes: E-MOD-041 classes, 042 resolutions, 043 indices that do not fit together, 045 rules of a class.
+Codes: E-MOD-041 classes, 042 resolutions, 043 indices that do not fit together, 045 rules of a class, 046 levels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_together(cards: Sequence[ModelCard], names: Sequence[str]) -> None:
     Raises
     ------
     ModelError
-        They differ in classes (E-MOD-041), resolution (042), an index (043) or rules (045).
+        They differ in classes (E-MOD-041), resolution (042), an index (043), rules (045) or levels (046).
     UsageError
         They are fewer than two (E-USE-025).
     """
@@ -56,6 +56,11 @@ def check_together(cards: Sequence[ModelCard], names: Sequence[str]) -> None:
             raise ModelError(
                 f"{pair} work at other resolutions: {_metres(first.gsd_m)} and {_metres(card.gsd_m)}",
                 hint="train members with one --gsd", code="E-MOD-042",
+            )  # fmt: skip
+        if first.levels != card.levels:
+            raise ModelError(
+                f"{pair} see scenes otherwise: one by the scene's own levels, the other by those of its data",
+                hint="train members with one normalize=", code="E-MOD-046",
             )  # fmt: skip
     _tell_twice(cards, names)
     known: dict[str, tuple[str, IndexCard]] = {}

@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 
 from satseg.errors import RankError, UsageError
-from satseg.learning.networks.bundle import resolve_device
+from satseg.learning.machine import resolve_device
 from satseg.options import TrainOptions
 
 TIMEOUT_S = 300

@@ -21,9 +21,11 @@ from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
 from satseg.learning.ground.grounds import Prepared
 from satseg.learning.ground.split import Ground
+from satseg.learning.machine import resolve_device
 from satseg.learning.networks.architectures import architecture_of, library_versions, new_network
-from satseg.learning.networks.bundle import Model, current_versions, resolve_device
+from satseg.learning.networks.bundle import current_versions
 from satseg.learning.networks.halo import TOLERANCE, measure_halo
+from satseg.learning.networks.model import Model
 from satseg.learning.networks.network import Network
 from satseg.learning.training.augment import step_generator
 from satseg.learning.training.feed import LEAST_STEPS

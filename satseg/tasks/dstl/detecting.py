@@ -23,7 +23,7 @@ import pandas
 from satseg.checked import digest_of
 from satseg.errors import InputError, OutputError, UsageError
 from satseg.imagery.scene import Scene
-from satseg.learning.networks.bundle import Model, load_model
+from satseg.learning.networks.model import Model, load_model
 from satseg.output import os_errors_as_output_errors, write_text
 from satseg.pipeline import detect_to_file, predict
 from satseg.progress import Progress, silent

@@ -1,0 +1,144 @@
+"""Scenes brought to their own levels: what is read, and that training and detection see them so."""
+
+from __future__ import annotations
+
+import logging
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from rasterio.windows import Window
+
+import satseg
+from satseg.errors import InputError, ModelError
+from satseg.imagery.levels import levelled
+from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES
+from satseg.learning.networks.ensemble import Ensemble
+from satseg.run import RunConfig
+from tests.commands import TINY
+from tests.factories import ORIGIN, UTM, noise, write_tiff
+
+HEIGHT, WIDTH, NODATA = 131, 97, -9999.0
+NAMES = ("red", "nir")
+GAIN, OFFSET = np.array([0.25, 3.0]), np.array([700.0, -40.0])
+
+
+def values(gain=(1.0, 1.0), offset=(0.0, 0.0)):
+    """Bands (2, H, W) float32 with a gap, each x gain + offset."""
+    data = noise(2, HEIGHT, WIDTH).astype(np.float32) * np.reshape(gain, (2, 1, 1)) + np.reshape(offset, (2, 1, 1))
+    data[:, :40, 60:] = NODATA
+    return data.astype(np.float32)
+
+
+def written(path, **how):
+    return write_tiff(path, values(**how), nodata=NODATA, descriptions=NAMES)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a scene, the same under another light, and labels."""
+    folder = tmp_path_factory.mktemp("levels")
+    written(folder / "day.tif")
+    written(folder / "dusk.tif", gain=GAIN, offset=OFFSET)
+    gsd = satseg.open_scene(folder / "day.tif").grid.gsd_m()
+    corners = [(ORIGIN[0] + gsd * col, ORIGIN[1] - gsd * row) for row in range(5, 120, 25) for col in range(5, 85, 25)]
+    boxes = [shapely.box(x, y - 12 * gsd, x + 12 * gsd, y) for x, y in corners]
+    geopandas.GeoDataFrame({"class_name": ["a"] * len(boxes)}, geometry=boxes, crs=UTM).to_file(folder / "labels.gpkg")
+    return folder
+
+
+def learnt(world, **options):
+    config = RunConfig.from_overrides(TINY)
+    return satseg.train([(world / "day.tif", world / "labels.gpkg")], config=config, **options)
+
+
+@pytest.fixture(scope="module")
+def model(world):
+    return learnt(world, normalize="scene")
+
+
+@pytest.mark.parametrize("index", [(), ("ndvi",)])
+def test_reads_are_of_the_scenes_own_mean_and_spread(world, index):
+    plain = satseg.open_scene(world / "day.tif").with_indices(*index)
+    scene = levelled(plain)
+    raw, whole = plain.read(), scene.read()
+    assert whole.data.dtype == scene.dtype == np.float32
+    assert np.array_equal(whole.valid, raw.valid)
+    for band, found in zip(raw.data.astype(np.float64), whole.data, strict=True):
+        known = band[raw.valid]
+        low, high = np.percentile(known, PERCENTILES)
+        mean, spread = np.clip(known, low, high).mean(), np.clip(known, low, high).std()
+        margin = CLIP_MARGIN * (high - low)
+        expected = (np.clip(known, low - margin, high + margin) - mean) / spread
+        assert np.allclose(found[raw.valid], expected, atol=2e-4)
+        assert not found[~raw.valid].any()
+
+
+def test_any_way_to_read_gives_the_same_values(world):
+    scene = levelled(satseg.open_scene(world / "day.tif").with_indices("ndvi"))
+    whole, window = scene.read(), Window(50, 20, 60, 33)
+    part = whole.data[:, 20:53, 50:]
+    out = np.full((3, 33, 60), 7, np.float32)
+    with scene.reader() as reader:
+        valid = reader.read_into(out, window)
+        swapped = reader.read(window, ("nir", "red"))
+    assert np.array_equal(out[..., :47], part)
+    assert not out[..., 47:].any()
+    assert not valid[:, 47:].any()
+    assert np.array_equal(swapped.data, out[[1, 0]])
+    assert np.array_equal(scene.select(("nir",)).read().data[0], whole.data[1])
+    assert levelled(scene) is scene
+
+
+def test_a_scene_without_a_valid_pixel_has_no_levels(tmp_path, model):
+    path = write_tiff(tmp_path / "empty.tif", np.full((2, 9, 7), NODATA, np.float32), nodata=NODATA, descriptions=NAMES)
+    for work in (lambda: levelled(satseg.open_scene(path)), lambda: satseg.detect(model, path)):
+        with pytest.raises(InputError, match="not one valid pixel"):
+            work()
+
+
+def test_a_constant_band_is_zero(tmp_path):
+    data = np.stack([np.full((5, 1), 40, np.uint8), np.arange(5, dtype=np.uint8)[:, None]])
+    read = levelled(satseg.open_scene(write_tiff(tmp_path / "flat.tif", data))).read().data
+    assert not read[0].any()
+    assert read[1, -1, 0] > 1
+
+
+def test_light_does_not_matter_to_a_model_that_learnt_by_levels(world, model):
+    def change(model):
+        day, dusk = (satseg.predict(model, world / f"{name}.tif").data for name in ("day", "dusk"))
+        return abs(day - dusk).max() / day.std()
+
+    assert change(model) < 0.02
+    assert change(learnt(world)) > 0.1
+
+
+def test_a_part_is_detected_as_in_the_whole_and_a_file_is_as_the_model(world, model, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    loaded = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
+    assert loaded.levels
+    scene = satseg.open_scene(world / "day.tif")
+    whole = satseg.predict(loaded, scene, halo="exact")
+    window = Window(16, 32, 40, 50)
+    part = satseg.predict(loaded, scene, halo="exact", bounds=scene.grid.crop(window).bounds)
+    assert np.allclose(part.data, whole.data[:, 32:82, 16:56], atol=1e-5)
+
+
+def test_models_that_see_scenes_otherwise_are_no_ensemble(world, model):
+    with pytest.raises(ModelError, match="own levels") as caught:
+        Ensemble.of([model, learnt(world)])
+    assert caught.value.code == "E-MOD-046"
+
+
+def test_tuning_takes_the_levels_of_the_model_unless_told_otherwise(world, model, tmp_path, caplog):
+    path = tmp_path / "m.safetensors"
+    model.save(path)
+    again = learnt(world, start=path)
+    assert again.levels
+    assert again.card.normalization == model.card.normalization
+    with caplog.at_level(logging.WARNING):
+        other = learnt(world, start=path, normalize="data")
+    assert "measured anew" in caplog.text
+    assert not other.levels
+    assert max(other.card.normalization.offset) > 10
