@@ -365,9 +365,7 @@ def _ready_to_train(
     start = None if run.model.start is None else Start.load(run.model.start)
     if start is not None:
         run = start.options(run)
-    check_devices(run.train)
-    loss_of(run.train)
-    check_network(run.model)
+    check_options(run)
     known = () if start is None else start.card.indices
     pairs = open_pairs(data or run.data.scenes, run, known)
     valid_pairs = open_pairs(valid_data or run.data.valid_scenes, run, known)
@@ -381,6 +379,13 @@ def _ready_to_train(
         check_run(place, note, resume=resume, overwrite=overwrite)
     prepared = prepare(pairs, valid_pairs, run, () if start is None else start.known_classes)
     return _Ready(run, prepared if start is None else start.normalized(prepared, run.model.inflate), place, note, start)
+
+
+def check_options(run: RunConfig) -> None:
+    """Raise UsageError or DependencyError where device, loss or network of `run` cannot be had here."""
+    check_devices(run.train)
+    loss_of(run.train)
+    check_network(run.model)
 
 
 def open_pairs(data: Sequence[LabelledPair], run: RunConfig, known: Sequence[IndexCard] = ()) -> list[Pair]:

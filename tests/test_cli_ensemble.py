@@ -33,6 +33,8 @@ def test_models_answer_together_and_a_file_of_them_is_the_same(town, run, monkey
     said = run("ensemble", *places(town)[::-1], "-o", "team.toml", "--mean", "geometric").done().out
     assert said == "team.toml: geometric mean of 2 models\n"
     run("detect", "team.toml", "scene.tif", "-o", "b.gpkg", "--scores", "b.tif", *how[:2], *how[4:]).done()
+    alone = run("detect", "1.safetensors", "scene.tif", "-o", "c.gpkg", *how).done().err
+    assert "have no geometric mean" in alone
     first, second = map(read_features, ("a.gpkg", "b.gpkg"))
     assert len(first) > 5
     assert first.geometry.to_wkb().tolist() == second.geometry.to_wkb().tolist()

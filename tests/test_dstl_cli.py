@@ -305,6 +305,7 @@ def test_the_samples_moved_tile_is_told_to_stay_empty(run, contest, tmp_path):
         ("dstl score s.csv t.csv", 3, "E-IN-301"),
         ("dstl prepare {contest} -o out --products rgb,X", 2, "E-USE-000"),
         ("dstl prepare {contest} -o out --folds 99", 2, "E-USE-303"),
+        ("dstl train {contest} -o out --minutes 1 --device gpu", 2, "E-USE-054"),
         ("dstl submit {contest} nowhere -o s.csv", 3, "E-IN-316"),
         ("dstl submit {contest} {contest} -o s.csv --layer s.geojson", 3, "E-CRS-211"),
     ],

@@ -357,7 +357,7 @@ def test_what_cannot_be_made_is_refused_before_work(tmp_path):
 def test_a_contest_replaces_another_whole_and_nothing_else(contest, tmp_path):
     place = tmp_path / "made"
     generate_contest(place, seed=4, size=SIZE, tiles=["6010_4_4"])
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(OutputError, match="--overwrite"):
         generate_contest(place, seed=5, size=SIZE, tiles=["6010_3_4"])
     generate_contest(place, seed=5, size=SIZE, tiles=["6010_3_4"], overwrite=True)
     assert [path.name for path in (place / "three_band").iterdir()] == ["6010_3_4.tif"]

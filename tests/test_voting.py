@@ -76,6 +76,13 @@ def test_a_layer_has_one_vote_however_many_polygons_lie_there():
     assert vote([crowd, layer([])], at_least=1).area.sum() == 23
 
 
+def test_a_file_that_is_named_twice_is_told(tmp_path, caplog):
+    path = tmp_path / "a.gpkg"
+    layer([(0, 0, 4, 4)]).to_file(path)
+    assert vote([path, path, layer([])]).area.sum() == 16
+    assert "a.gpkg is named 2 times" in caplog.text
+
+
 def test_each_class_is_voted_on_alone_and_keeps_its_number():
     first = layer([(0, 0, 4, 4), (8, 8, 4, 4)])
     first["class_name"], first["class_id"] = ["road", "roof"], [7, 3]

@@ -29,11 +29,12 @@ def recipes(name: str | None) -> None:
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="FOLDER", help="Gets the models.")
 @click.option("--minutes", type=float, help="Budget for all networks of the recipe together; 10 if not given.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", metavar="auto|cpu|cuda[:i]", help="As train.device; auto if not given.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run.")
 @click.pass_context
 def train(
     ctx: click.Context, folder: str, overrides: tuple[str, ...], recipe: str, output: str, minutes: float | None,
-    seed: int, resume: bool,
+    seed: int, device: str | None, resume: bool,
 ) -> None:  # fmt: skip
     """Learn a recipe from the labelled tiles of FOLDER: its networks and fitted indices.
 
@@ -42,6 +43,8 @@ def train(
     from satseg.tasks.dstl.folder import ContestFolder
     from satseg.tasks.dstl.training import train_recipe
 
+    if device is not None:
+        overrides = (*overrides, f"train.device={device}")
     with progress_bar(ctx) as progress:
         made = train_recipe(
             ContestFolder.open(folder), recipe, output, minutes=minutes, seed=seed, overrides=overrides,

@@ -10,8 +10,10 @@ Layers in other CRSs are brought to that of the first, as `satseg score` does.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,6 +32,8 @@ from satseg.vector.finish import Geometries, Measure, repair
 from satseg.vector.moving import move
 
 __all__ = ["vote"]
+
+log = logging.getLogger(__name__)
 
 PathLike: TypeAlias = str | os.PathLike[str]
 LayerLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
@@ -77,9 +81,12 @@ def vote(
         )  # fmt: skip
     if min_area_m2 < 0:
         raise UsageError(f"a least area of {min_area_m2} m2 is none", code="E-USE-028")
+    files = [os.fspath(one) for one in layers if not isinstance(one, geopandas.GeoDataFrame)]
     if output is not None:
-        files = [os.fspath(one) for one in layers if not isinstance(one, geopandas.GeoDataFrame)]
         check_distinct([output], inputs=files)
+    for path, times in Counter(map(os.path.realpath, files)).items():
+        if times > 1:
+            log.warning("%s is named %d times: it has as many votes", path, times)
     ballots = [_Ballot.of(one, field, number) for number, one in enumerate(layers, start=1)]
     crs = ballots[0].crs
     if output is not None:

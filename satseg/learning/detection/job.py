@@ -7,6 +7,7 @@ its bands in one fast pass, so that the result of a resumed run has the bytes of
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Generator, Sequence
@@ -53,6 +54,8 @@ from satseg.ledger import Ledger, identity_of
 from satseg.progress import Progress
 from satseg.specs import suggest
 from satseg.vector.finish import Cleaning
+
+log = logging.getLogger(__name__)
 
 CORE_LEVEL = 0.5
 """Score from which on a pixel is of a core: from 0.4 to 0.7 F1 of dense roofs moves by 0.01."""
@@ -224,6 +227,8 @@ class Detection:
                 "a single model has nobody to disagree with", hint="give an ensemble, or ask for the entropy",
                 code="E-USE-027",
             )  # fmt: skip
+        if options.mean is not None and len(model.members) == 1 and options.tta == "none":
+            log.warning("one model and one view have no %s mean: scores are as they are", options.mean)
         window, working = options.window(scene), options.working(model)
         working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(

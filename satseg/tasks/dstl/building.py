@@ -20,7 +20,9 @@ from satseg.output import PARTIAL, hidden_prefix, locked, os_errors_as_output_er
 
 
 @contextmanager
-def built_folder(path: str | os.PathLike[str], *, replaced: tuple[str, str] | None = None) -> Iterator[Path]:
+def built_folder(
+    path: str | os.PathLike[str], *, replaced: tuple[str, str] | None = None, overwrite: bool = False
+) -> Iterator[Path]:
     """Yield a hidden folder that becomes `path` when the block ends without an error, and is removed otherwise.
 
     Parameters
@@ -28,7 +30,9 @@ def built_folder(path: str | os.PathLike[str], *, replaced: tuple[str, str] | No
     path : path-like
         Missing, or an empty folder.
     replaced : (name, start), optional
-        A folder at `path` is replaced if its file `name` begins with the text `start`.
+        A folder at `path` may be replaced if its file `name` begins with the text `start`,
+    overwrite : bool
+        and is then.
 
     Raises
     ------
@@ -37,7 +41,7 @@ def built_folder(path: str | os.PathLike[str], *, replaced: tuple[str, str] | No
         written.
     """
     place = Path(os.path.abspath(path))
-    check_free(place, replaced=replaced)
+    check_free(place, replaced=replaced, overwrite=overwrite)
     with os_errors_as_output_errors(place), locked(place.parent):
         remove_abandoned(place)
         prefix = f"{hidden_prefix(place)}{os.getpid()}."
@@ -48,7 +52,7 @@ def built_folder(path: str | os.PathLike[str], *, replaced: tuple[str, str] | No
         with os_errors_as_output_errors(place):
             fresh.mkdir()
             yield fresh
-            check_free(place, replaced=replaced)
+            check_free(place, replaced=replaced, overwrite=overwrite)
             if place.is_dir() and any(place.iterdir()):
                 place.rename(hidden / f"{place.name}.old")
             fresh.rename(place)
@@ -58,7 +62,7 @@ def built_folder(path: str | os.PathLike[str], *, replaced: tuple[str, str] | No
             os.close(lock)
 
 
-def check_free(path: Path, *, replaced: tuple[str, str] | None = None) -> None:
+def check_free(path: Path, *, replaced: tuple[str, str] | None = None, overwrite: bool = False) -> None:
     """Raise OutputError (E-OUT-311) when a new folder cannot be put at `path`; see `built_folder`."""
     if not (path.exists() or path.is_symlink()):
         return
@@ -66,8 +70,12 @@ def check_free(path: Path, *, replaced: tuple[str, str] | None = None) -> None:
         if not any(path.iterdir()):
             return
         if replaced is not None and _is_marked(path / replaced[0], replaced[1]):
-            return
-    why = "and satseg did not make it so, so it is not replaced" if replaced is not None else "and is not empty"
+            if overwrite:
+                return
+            raise OutputError(
+                f"{path} exists", hint="overwrite it, by --overwrite, or give a new folder", code="E-OUT-311", path=path
+            )
+    why = "and satseg did not make it so, so it is not replaced" if overwrite else "and is not empty"
     raise OutputError(f"{path} exists {why}", hint="give a new folder", code="E-OUT-311", path=path)
 
 

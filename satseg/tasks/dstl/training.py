@@ -21,7 +21,7 @@ from satseg.errors import OutputError, UsageError
 from satseg.learning.networks.bundle import read_card
 from satseg.options import DEFAULT_MINUTES
 from satseg.output import os_errors_as_output_errors, write_text
-from satseg.pipeline import train
+from satseg.pipeline import check_options, train
 from satseg.progress import Progress, silent
 from satseg.run import RunConfig
 from satseg.tasks.dstl.folder import ContestFolder
@@ -94,6 +94,8 @@ def train_recipe(
     place, text = Path(path), recipe_text(recipe)
     chosen = recipe_of(text, recipe)
     runs = {part.name: _timed(chosen, part, overrides, minutes=minutes, seed=seed) for part in chosen.networks}
+    for run in runs.values():
+        check_options(run)
     note = {"seed": seed, "minutes": minutes, "overrides": list(overrides)}
     _begin(place, text, json.dumps(note, indent=2) + "\n", resume=resume)
     ready = place / PREPARED

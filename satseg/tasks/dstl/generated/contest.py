@@ -188,7 +188,7 @@ def generate_contest(
         raise UsageError(f"{decoys} decoys are not within 0..{len(spare)}", code="E-SYN-008")
     names += [spare[n] for n in np.random.default_rng([seed, 15]).permutation(len(spare))[:decoys]]
     place.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with built_folder(place, replaced=(README, MARK) if overwrite else None) as hidden:
+    with built_folder(place, replaced=(README, MARK), overwrite=overwrite) as hidden:
         made = _filled(hidden, names, seed=seed, size=size, progress=progress)
     return replace(made, folder=place)
 
