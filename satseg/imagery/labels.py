@@ -257,18 +257,21 @@ class LabelLayer:
             `grid` is in another CRS.
         """
         if not same_crs(grid.crs, self.crs):
-            raise CRSError(
-                f"labels in {describe(self.crs)} cannot be burnt in {describe(grid.crs)}", code="E-CRS-202"
-            )
+            there, here = describe(self.crs), describe(grid.crs)
+            raise CRSError(f"labels in {there} cannot be burnt in {here}", code="E-CRS-202")
         targets = self.planes(grid)
-        labelled = np.ones(grid.shape, bool)
+        return targets, self.known(grid, targets)
+
+    def known(self, grid: Grid, targets: NDArray[np.uint8] | None = None) -> NDArray[np.bool_]:
+        """Whether truth is known, (h, w): at a pixel's centre, where `targets` are of, or of any ground it touches."""
+        touched, known = targets is None, np.ones(grid.shape, bool)
         if self.unlabelled == "ignore":
-            labelled &= targets.any(axis=0)
+            known &= (self.planes(grid, all_touched=True) if targets is None else targets).any(axis=0)
         if self.aoi is not None:
-            labelled &= _burnt(_cut(self.aoi, grid), grid).view(bool)
+            known &= _burnt(_cut(self.aoi, grid), grid, all_touched=touched).view(bool)
         if len(self.ignored):
-            labelled &= ~_burnt(self._near(grid)[-1], grid).view(bool)
-        return targets, labelled
+            known &= ~_burnt(self._near(grid)[-1], grid).view(bool)
+        return known
 
     def planes(self, grid: Grid, *, all_touched: bool = False) -> NDArray[np.uint8]:
         """Return one plane of 0 and 1 per class, (K, h, w)."""

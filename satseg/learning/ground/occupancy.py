@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from satseg.grid import Grid, slices
-from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.mapping import Mover, with_pixels
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.scene import Scene
@@ -87,7 +86,7 @@ def occupancy(ground: Ground, *, among: int = 1) -> Occupancy:
     rows, cols = (max(1, math.ceil(length / side)) for length in grid.shape)
     height, width = grid.height / rows, grid.width / cols
     cells = with_pixels(grid, rows=height, cols=width, height=rows, width=cols)
-    free = _known(ground.labels, cells)
+    free = ground.labels.known(cells)  # a cell that known ground touches counts
     for part in ground.closed(grid.window):
         down, right = slices(part, grid.window)
         inside_rows = _within(np.arange(rows), height, down)
@@ -101,23 +100,6 @@ def _within(cells: NDArray[np.int64], side: float, pixels: slice) -> NDArray[np.
     """Whether the centres of cells lie in a range of pixels."""
     centres = (cells + 0.5) * side
     return np.asarray((centres >= pixels.start) & (centres < pixels.stop))
-
-
-def _known(labels: LabelLayer, cells: Grid) -> NDArray[np.bool_]:
-    """Cells whose truth is known, as `LabelLayer.burn` has it; a cell that known ground touches counts."""
-    known = np.ones(cells.shape, bool)
-    if labels.unlabelled == "ignore":
-        known &= labels.planes(cells, all_touched=True).any(axis=0)
-    if labels.aoi is not None:
-        known &= _burnt(labels.aoi, labels, cells, all_touched=True)
-    if len(labels.ignored):
-        known &= ~_burnt(labels.ignored, labels, cells, all_touched=False)
-    return known
-
-
-def _burnt(polygons: Geometries, labels: LabelLayer, cells: Grid, *, all_touched: bool) -> NDArray[np.bool_]:
-    layer = LabelLayer(("one",), (polygons,), labels.crs)
-    return np.asarray(layer.planes(cells, all_touched=all_touched)[0], bool)
 
 
 def _may_be_invalid(scene: Scene) -> bool:
