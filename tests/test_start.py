@@ -178,6 +178,7 @@ def test_data_in_other_units_are_measured(trained, caplog):
     class Found:
         bands: tuple
         normalization: object
+        levelled: bool = False
 
     far = dataclasses.replace(own, offset=tuple(np.asarray(own.high) * 10), high=tuple(np.asarray(own.high) * 20))
     near = dataclasses.replace(own, offset=tuple((np.asarray(own.low) + own.high) / 2))

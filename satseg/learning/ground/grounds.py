@@ -90,6 +90,11 @@ class Prepared:
     separated: tuple[str, ...] = ()
     """Classes whose objects are learnt apart, by cores."""
 
+    @property
+    def levelled(self) -> bool:
+        """Whether each scene is read by its own levels."""
+        return self.grounds[0].scene.levels is not None
+
 
 def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
     """`scene`, opened with the sensor and CRS of `options` when it is not open yet, and registered if they say so."""
