@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.grounds import las_vegas
+from benchmarks.grounds import has_vegas, las_vegas
 from benchmarks.recipes import NEEDS, RECIPES
 from benchmarks.timing import RESULTS, Goal, Report, parse
 from benchmarks.trainings import OURS, PACKAGES, WITH_TTA, Job, Row
@@ -55,9 +55,14 @@ HEADER = (
 )  # fmt: skip
 
 
+def data_folder() -> Path:
+    """Return the folder of real imagery."""
+    return Path(os.environ.get("SATSEG_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+
 def jobs(options: argparse.Namespace, systems: dict[str, dict[str, Any]], scratch: Path) -> Iterator[Job]:
     """Yield every training; systems take turns, so that a slow hour hits all."""
-    data = Path(os.environ.get("SATSEG_DATA", ROOT.parent / "shared" / "data")).resolve()
+    data = data_folder()
     folder = data / "buildings_oam"
     scenes = {name: folder / stem for name, stem in LEARNT.items()}
     if VEGAS in options.places:
@@ -271,7 +276,7 @@ def draw(rows: Sequence[Row]) -> None:
 
     figure, sides = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True)
     budgets = sorted({row.minutes for row in rows})
-    shared = set.intersection(*(compared([row for row in rows if row.minutes == minutes]) for minutes in budgets))
+    shared = set.intersection(*filter(None, (compared([r for r in rows if r.minutes == m]) for m in budgets)))
     for system in (OURS, OURS + WITH_TTA, *RECIPES):
         points = []
         for minutes in budgets:
@@ -355,6 +360,8 @@ def main() -> None:
     )  # fmt: skip
     options.minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)
     options.places = options.places or (["nairobi"] if options.quick else [*PLACES])
+    if VEGAS in options.places and not has_vegas(data_folder()):
+        sys.exit(f"there is no wv_spacenet in {data_folder()}: give other --places")
     options.systems = [system for system in options.systems if system != "none"]
     options.save = options.save and not options.quick  # a try is not kept among results
     if options.keep:

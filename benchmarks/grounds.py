@@ -36,7 +36,7 @@ Chips: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 COARSER = 2
 """Scenes are at 0.15 m."""
 BYTE = 255.0
-VEGAS_RGB = (5, 3, 2)
+VEGAS_IMAGE, VEGAS_RGB = "vegas_wv3_8band_u8.tif", (5, 3, 2)
 """Of WorldView-3's eight bands."""
 WEB_MERCATOR = "EPSG:3857"
 
@@ -69,10 +69,15 @@ class Place:
         return burnt
 
 
+def has_vegas(data: Path) -> bool:
+    """Whether the folder `data` has what `las_vegas` needs."""
+    return (data / "wv_spacenet" / VEGAS_IMAGE).is_file()
+
+
 def las_vegas(data: Path, folder: Path) -> Place:
     """Write the WorldView-3 chip of Las Vegas into `folder` as the other scenes are: RGB at 0.15 m, buildings only."""
     source, place = data / "wv_spacenet", Place("las_vegas", folder / "las_vegas.tif", folder / "las_vegas.geojson")
-    with rasterio.open(source / "vegas_wv3_8band_u8.tif") as scene:
+    with rasterio.open(source / VEGAS_IMAGE) as scene:
         west, south, east, north = transform_bounds(scene.crs, WEB_MERCATOR, *scene.bounds)
         height = scene.height * COARSER  # its rows are 0.30 m apart, its columns 0.24
         size = (north - south) / height

@@ -10,6 +10,7 @@ steps, and whose optimum on a few objects is chance.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satseg.documents import PathLike
+from satseg.learning.networks.bundle import read_card
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, check_name
+from satseg.learning.networks.together import check_together
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.families import Families, Sample, Strip
 from satseg.learning.training.fold_report import aligned, ratio
@@ -100,7 +103,7 @@ def stack(
 
     Raises
     ------
-    UsageError, InputError
+    UsageError, InputError, ModelError
         Families that do not fit together, or rasters that are missing or of other labels; `output` is no .toml.
     OutputError
         The file cannot be written.
@@ -108,6 +111,9 @@ def stack(
     check_name(output)
     check_writable(output, overwrite=overwrite)
     group = Families.open(families)
+    files = [folder / model.file for folder, family in zip(group.folders, group.reports, strict=True)
+             for model in family.models]  # fmt: skip
+    check_together([read_card(file) for file in files], [os.fspath(file) for file in files])
     progress("stack", 0, 3, "sample")
     samples = group.samples(seed=seed)
     progress("stack", 1, 3, "weights")

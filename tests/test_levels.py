@@ -8,12 +8,16 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
 from rasterio.windows import Window
 
 import satseg
 from satseg.errors import InputError, ModelError
 from satseg.imagery.levels import levelled
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES
+from satseg.imagery.tiling import scattered_blocks
 from satseg.learning.networks.ensemble import Ensemble
 from satseg.run import RunConfig
 from tests.commands import TINY
@@ -91,6 +95,26 @@ def test_any_way_to_read_gives_the_same_values(world):
     assert levelled(scene) is scene
 
 
+def test_two_files_of_other_pixels_and_more_than_one_block(tmp_path):
+    fine, coarse = noise(1, 300, 610, seed=1), noise(1, 150, 305, seed=2).astype(np.int32) * 70_000
+    write_tiff(tmp_path / "fine.tif", fine, descriptions=["red"])
+    place = satseg.open_scene(tmp_path / "fine.tif").grid.transform
+    write_tiff(tmp_path / "coarse.tif", coarse, transform=place @ Affine.scale(2), descriptions=["nir"])
+    scene = levelled(satseg.open_scene([tmp_path / "fine.tif", tmp_path / "coarse.tif"]))
+    read = scene.read()
+    assert read.data.dtype == scene.dtype == np.float32
+    assert np.allclose(read.data.mean(axis=(1, 2)), 0, atol=0.02)
+    assert np.allclose(read.data.std(axis=(1, 2)), 1, atol=0.05)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 17), st.integers(0, 9))
+def test_scattered_blocks_are_the_grid(height, width, side, seed):
+    seen = np.zeros((height, width), int)
+    for block in scattered_blocks(height, width, side=side, seed=seed):
+        seen[block.row_off : block.row_off + block.height, block.col_off : block.col_off + block.width] += 1
+    assert (seen == 1).all()
+
+
 def test_a_scene_without_a_valid_pixel_has_no_levels(tmp_path, model):
     path = write_tiff(tmp_path / "empty.tif", np.full((2, 9, 7), NODATA, np.float32), nodata=NODATA, descriptions=NAMES)
     for work in (lambda: levelled(satseg.open_scene(path)), lambda: satseg.detect(model, path)):
@@ -125,10 +149,21 @@ def test_a_part_is_detected_as_in_the_whole_and_a_file_is_as_the_model(world, mo
     assert np.allclose(part.data, whole.data[:, 32:82, 16:56], atol=1e-5)
 
 
+def test_rules_are_fitted_on_scenes_by_their_levels(world, model):
+    day, dusk = (satseg.refit(model, [(world / f"{name}.tif", world / "labels.gpkg")]) for name in ("day", "dusk"))
+    assert day.levels
+    assert day.thresholds["a"] == pytest.approx(dusk.thresholds["a"], abs=0.02)
+
+
 def test_models_that_see_scenes_otherwise_are_no_ensemble(world, model):
     with pytest.raises(ModelError, match="own levels") as caught:
         Ensemble.of([model, learnt(world)])
     assert caught.value.code == "E-MOD-046"
+    team = Ensemble.of([model, learnt(world, normalize="scene", seed=1)])
+    day, dusk = (satseg.predict(team, world / f"{name}.tif").data for name in ("day", "dusk"))
+    assert np.allclose(day, dusk, atol=1e-3)
+    assert team.info()["normalize"] == model.card.info()["normalize"] == "scene"
+    assert "each scene's own" in model.summary()
 
 
 def test_tuning_takes_the_levels_of_the_model_unless_told_otherwise(world, model, tmp_path, caplog):

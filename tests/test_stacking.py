@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import satseg
 from satseg.crs import parse_crs
-from satseg.errors import InputError, OutputError, UsageError
+from satseg.errors import InputError, ModelError, OutputError, UsageError
 from satseg.grid import Grid
 from satseg.imagery.writer import RasterWriter
 from satseg.learning.networks.ensemble_file import EnsembleFile, combined
@@ -18,11 +19,12 @@ from satseg.learning.training.families import HIGHEST, LOWEST, Families, logits_
 from satseg.learning.training.fold_report import FoldModel, FoldReport, FoldScene
 from satseg.learning.training.out_of_fold import pooled
 from tests.factories import UTM, north_up
+from tests.worlds import tiny_model
 
 NAMES = ("a", "b")
 
 
-def family(folder, scenes, *, names=NAMES, folds=None, file="fold{}.safetensors", gsd=1.0):
+def family(folder, scenes, *, names=NAMES, folds=None, file="fold{}.safetensors", gsd=1.0, levels=False):
     """Write the folder of a training in folds: `scenes` is {name: (scores, truth)}, both (K, H, W)."""
     (folder / "out_of_fold").mkdir(parents=True)
     told = []
@@ -36,6 +38,12 @@ def family(folder, scenes, *, names=NAMES, folds=None, file="fold{}.safetensors"
         told.append(FoldScene(name=name, group=name, fold=fold, scores=f"out_of_fold/{name}.tif",
                               truth=f"out_of_fold/{name}.truth.tif"))  # fmt: skip
     models = tuple(FoldModel(file=file.format(n), weights_sha256=f"{n}" * 64) for n in (1, 2))
+    model = tiny_model(classes=names)
+    if levels:
+        training = model.card.training.model_copy(update={"options": {"data": {"normalize": "scene"}}})
+        model = replace(model, card=model.card.model_copy(update={"training": training}))
+    for one in models:
+        model.save(folder / one.file, overwrite=True)
     FoldReport(models=models, scenes=tuple(told), classes=pooled(names, [])).write(folder)
     return folder
 
@@ -166,6 +174,7 @@ def test_families_that_do_not_fit_are_refused(two, tmp_path):
         ([two[0], family(tmp_path / "f", second, folds=folds)], UsageError, "E-STK-005"),
         ([two[0], family(tmp_path / "g", second, gsd=2.0)], InputError, "E-STK-006"),
         ([two[0], family(tmp_path / "l", moved)], InputError, "E-STK-007"),
+        ([two[0], family(tmp_path / "o", second, levels=True)], ModelError, "E-MOD-046"),
         ([two[0], tmp_path / "absent"], InputError, "E-IN-331"),
         ([two[0], tmp_path / "broken"], InputError, "E-IN-332"),
     ]

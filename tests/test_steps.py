@@ -247,3 +247,10 @@ def test_batch_that_floods_the_network_leaves_no_trace_in_its_statistics(tmp_pat
     model = satseg.train([squares(tmp_path)], steps=5, **FAST)
     assert model.card.scores["skipped_batches"] == 1
     assert all(bool(torch.isfinite(weight).all()) for weight in weights(model).values())
+
+
+def test_the_optimiser_works_in_one_pass_on_a_cpu_alone():
+    """Elsewhere a scaler of half precision must find it as it finds any other: it unscales before the clipping."""
+    for place, fused in (("cpu", True), ("meta", None)):
+        weight = torch.nn.Parameter(torch.zeros(2, device=place))
+        assert optimizer_of([{"params": [weight]}], TrainOptions()).defaults["fused"] is fused

@@ -20,12 +20,12 @@ from satseg.imagery.normalization import Normalizer
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import scattered_blocks
 
-BLOCK_PX = 256
+BLOCK_PX, SEED = 256, 0
 MEASURED_BLOCKS = 64
 """With a valid pixel, per scene: 4 million pixels settle a percentile."""
 
 
-def levelled(scene: Scene, *, seed: int = 0) -> Scene:
+def levelled(scene: Scene) -> Scene:
     """Return `scene` with bands of mean 0 and standard deviation 1, float32; itself where it is so already.
 
     Raises
@@ -37,7 +37,7 @@ def levelled(scene: Scene, *, seed: int = 0) -> Scene:
         return scene
     meter, seen = Normalizer(scene.bands), 0
     with scene.reader() as reader:
-        for block in scattered_blocks(scene.grid.height, scene.grid.width, side=BLOCK_PX, seed=seed):
+        for block in scattered_blocks(scene.grid.height, scene.grid.width, side=BLOCK_PX, seed=SEED):
             raster = reader.read(block)
             if raster.valid.any():
                 meter.update(raster)

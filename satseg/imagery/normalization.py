@@ -2,8 +2,8 @@
 
 Mean and standard deviation are of values clipped to the 0.5 and 99.5 percentiles of valid pixels,
 so that a few saturated or dead pixels do not decide them. They are measured once over all training
-scenes and stored with the model. Rejected: statistics per scene, which threw away what brightness
-says about a class (pooled pixel Jaccard 0.43 against 0.48 on held-out towns).
+scenes and stored with the model. Statistics of each scene (`satseg.imagery.levels`) are an option and not the default:
+they throw away what brightness says about a class (pooled pixel Jaccard 0.43 against 0.48 on held-out towns).
 
 The clip applied is wider than those percentiles by half their span on either side: it is there to
 stop a broken pixel from flooding its neighbourhood, not to flatten a scene brighter than the rest.

@@ -163,11 +163,11 @@ class SceneReader:
 
     def _levelled(
         self, data: NDArray[Any], valid: NDArray[np.bool_] | None, names: tuple[str, ...]
-    ) -> NDArray[Any]:
+    ) -> NDArray[np.float32]:
         """`data`, the bands `names`, by the levels of the scene; 0 where not valid."""
         assert self.scene.levels is not None
         known = np.broadcast_to(np.True_, data.shape[1:]) if valid is None else valid
-        return self.scene.levels.select(names).apply(data, known).astype(self._dtype, copy=False)
+        return self.scene.levels.select(names).apply(data, known)
 
     def _plan(self, names: tuple[str, ...]) -> tuple[Scene, tuple[FilePlan, ...]]:
         part = self.scene.select(names)

@@ -159,9 +159,11 @@ class Scene:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of every read: the files' when values stay as stored, else float32, or float64 for wide ones."""
+        """Of reads: the files' when values stay as stored, else float32, or float64 for wide ones without levels."""
+        if self.levels is not None:
+            return np.dtype(np.float32)
         stored = scene_dtype(self.sources, self.grid)
-        return np.result_type(stored, np.float32) if self.indices or self.levels else stored
+        return np.result_type(stored, np.float32) if self.indices else stored
 
     def select(self, bands: Sequence[str]) -> Scene:
         """Return the scene with only `bands`, in that order; its dtype may be narrower.

@@ -166,7 +166,7 @@ class ModelCard(_Part):
     gsd_m : float or None
         Working resolution in metres; None: pixels as they come.
     normalization : Normalization
-        Of exactly these bands.
+        Of exactly these bands, as they are after each scene was brought to its own levels where `levels` says so.
     classes : tuple of ClassItem
         In the order of the network's output, each with its threshold, clean-up values and rules.
     separated : tuple of str
@@ -255,6 +255,7 @@ class ModelCard(_Part):
             "gsd_m": self.gsd_m,
             "halo": self.halo,
             "sensor": self.sensor,
+            "normalize": "scene" if self.levels else "data",
             "bands": [band.model_dump() for band in self.bands],
             "classes": class_facts(self.classes),
         }

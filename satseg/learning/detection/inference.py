@@ -17,7 +17,6 @@ from rasterio.windows import Window
 
 from satseg.errors import GridError
 from satseg.grid import Grid, slices
-from satseg.imagery.levels import levelled
 from satseg.imagery.scene import Scene
 from satseg.learning.detection.engine import RowBand
 from satseg.learning.networks.ensemble import Predictor
@@ -26,7 +25,7 @@ from satseg.raster import Raster
 
 
 def working_scene(model: Predictor, scene: Scene) -> Scene:
-    """`scene` with the model's bands, indices among them computed, at its working resolution and levels.
+    """`scene` with the model's bands, indices among them computed, at its working resolution.
 
     A scene whose GSD is within 5 % of the model's keeps its own grid, as does one without a CRS,
     whose pixel size is in unknown units.
@@ -35,16 +34,14 @@ def working_scene(model: Predictor, scene: Scene) -> Scene:
     ------
     BandError
         The scene lacks a band that the model needs, or has it in another unit than an index needs.
-    InputError
-        It is to be brought to its own levels, and has no valid pixel.
     """
     model.check_bands(scene.bands)
     computed = [index.on(scene) for index in model.indices if index.item.name not in scene.bands]
     chosen = scene.with_index_bands(computed).select(model.bands)
     wanted = model.gsd_m
-    if wanted is not None and scene.grid.crs is not None and abs(scene.grid.gsd_m() / wanted - 1) > 0.05:
-        chosen = chosen.at_gsd(wanted)
-    return levelled(chosen) if model.levels else chosen
+    if wanted is None or scene.grid.crs is None or abs(scene.grid.gsd_m() / wanted - 1) <= 0.05:
+        return chosen
+    return chosen.at_gsd(wanted)
 
 
 def chosen_halo(model: Model, halo: int | Literal["exact"] | None) -> int:

@@ -28,6 +28,7 @@ from satseg.errors import UsageError
 from satseg.imagery.drivers import is_remote
 from satseg.imagery.indices import IndexBand
 from satseg.imagery.labels import Geometries
+from satseg.imagery.levels import levelled
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
 from satseg.learning.area import area_of_interest
@@ -70,7 +71,7 @@ class DetectOptions:
     bounds : (left, bottom, right, top), optional
         Only this part of the scene, in `bounds_crs` (the scene's own when left out).
     aoi : path-like, optional
-        Vector file of the area to look at; the rest of the scene is neither computed nor read.
+        Vector file of the area to look at; the rest of the scene is not computed, and read for its levels at most.
     tile, batch_size : int, optional
         Kept side of a tile, and tiles per pass; chosen from model, scene, device and memory.
     halo : int or "exact", optional
@@ -220,7 +221,8 @@ class Detection:
         Raises
         ------
         UsageError, GridError, CRSError, InputError
-            Options that make no sense for this model and scene; a model alone cannot disagree (E-USE-027).
+            Options that make no sense for this model and scene; a model alone cannot disagree (E-USE-027); a scene
+            without a valid pixel that is to be brought to its own levels.
         """
         if wanted.disagreement and len(model.members) == 1:
             raise UsageError(
@@ -229,6 +231,7 @@ class Detection:
             )  # fmt: skip
         if options.mean is not None and len(model.members) == 1 and options.tta == "none":
             log.warning("one model and one view have no %s mean: scores are as they are", options.mean)
+        scene = levelled(scene) if model.levels else scene
         window, working = options.window(scene), options.working(model)
         working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(
@@ -310,6 +313,7 @@ class Detection:
                      "crs": None if grid.crs is None else describe(grid.crs)},
             "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
                            for one in self.scene.registrations if one.is_moved],
+            "levels": None if self.scene.levels is None else {**self.scene.levels.to_dict()},
             "area": [place.row_off, place.col_off, place.height, place.width],
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo,
                       "halos": list(self.working.halos)},

@@ -269,6 +269,7 @@ class Ensemble:
             "stacked": [self.classes[plane] for plane, _ in self.stackers],
             "gsd_m": self.gsd_m,
             "halo": max(model.halo for model in self.members),
+            "normalize": "scene" if self.levels else "data",
             "bands": [{"name": name} for name in self.bands],
             "classes": class_facts(self.items),
         }

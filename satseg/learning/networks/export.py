@@ -1,10 +1,10 @@
 """A model's network as ONNX, the format that other runtimes read.
 
-The graph is that of the lean network (`folding`), so that no runtime has to find the same savings again:
-it takes normalised bands and returns logits, for any batch and any height and width that the network's
-stride divides. The model card travels in the file's metadata. torch's exporter through torch.export is
-used. Rejected: the older one through tracing, which is deprecated, and writing the graph by hand, which
-would know our UNet alone; the price is a few seconds at the start of a run.
+The graph is that of the lean network (`folding`), so that no runtime has to find the same savings again: it takes
+bands normalised as the card says (each scene by its own levels first, where it says so) and returns logits, for any
+batch and any height and width that the network's stride divides. The model card travels in the file's metadata.
+torch's exporter through torch.export is used. Rejected: the older one through tracing, which is deprecated, and
+writing the graph by hand, which would know our UNet alone; the price is a few seconds at the start of a run.
 """
 
 from __future__ import annotations

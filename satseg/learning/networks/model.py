@@ -149,6 +149,7 @@ class Model:
         gsd = "as the scene" if self.card.gsd_m is None else f"{self.card.gsd_m:.3g} m"
         reach = "a reach without end" if self.network.reach is None else self.network.halo
         lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {reach}"]
+        lines += ["levels  each scene's own"] if self.levels else []
         for name, level in self.thresholds.items():
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"

@@ -40,7 +40,9 @@ def optimizer_of(groups: list[dict[str, Any]], options: TrainOptions) -> torch.o
     given: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     if options.optimizer == "nadam":
         return torch.optim.NAdam(groups, decoupled_weight_decay=True, **given)
-    return torch.optim.AdamW(groups, fused=True, **given)  # of a step's time on a CPU, 3 % less than one by one
+    # Saves 3 % of a step's time on a CPU; on a GPU it would undo the scaling of gradients itself, after the clipping.
+    cpu = all(weight.device.type == "cpu" for group in groups for weight in group["params"])
+    return torch.optim.AdamW(groups, fused=True if cpu else None, **given)
 
 
 def schedule(share: float, options: TrainOptions) -> float:
