@@ -174,9 +174,9 @@ def test_a_single_network_is_fine_tuned_alone_whatever_the_budget(trained, tmp_p
     ("budget", "device", "bands", "members"),
     [
         ({"minutes": 1}, CPU, 3, 1),
-        ({"minutes": 9.9}, CPU, 3, 1),
+        ({"minutes": 8.9}, CPU, 3, 1),
         ({"minutes": 10}, CPU, 3, 2),
-        ({"minutes": 15}, CPU, 3, 3),
+        ({"minutes": 13.5}, CPU, 3, 3),
         ({"minutes": 600}, CPU, 3, 3),
         ({"minutes": 10}, CPU, 8, 1),
         ({"minutes": 15}, CPU, 8, 2),
