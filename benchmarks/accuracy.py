@@ -211,10 +211,16 @@ def compared(rows: Sequence[Row]) -> set[str]:
     return {row.place for row in left_out if row.system == OURS} or {row.place for row in left_out}
 
 
-def pooled(rows: Iterable[Row], places: set[str]) -> list[Scored]:
-    """Return those of `by_seed` that have all `places`, on these alone."""
-    found = by_seed(row for row in rows if row.place in places)
-    return [scored for scored in found if len(scored.rows) == len(places)]
+def pooled(rows: Sequence[Row], minutes: float, places: set[str] | None = None) -> dict[str, list[Scored]]:
+    """Return by system, for a budget, those of `by_seed` that have all `places` (those `compared`), on these alone."""
+    these = [row for row in rows if row.minutes == minutes]
+    shared = compared(these) if places is None else places
+    kept = [row for row in these if row.place in shared]
+    found = {
+        system: [one for one in by_seed(row for row in kept if row.system == system) if len(one.rows) == len(shared)]
+        for system in sorted({row.system for row in kept}, key=order)
+    }
+    return {system: seeds for system, seeds in found.items() if seeds}
 
 
 def order(system: str) -> tuple[int, str]:
@@ -222,28 +228,29 @@ def order(system: str) -> tuple[int, str]:
     return (0 if system in (OURS, OURS + WITH_TTA) else 1 if system.startswith(OURS) else 2, system)
 
 
+def budgets(rows: Iterable[Row]) -> list[float]:
+    """Return the budgets of `rows` in order."""
+    return sorted({row.minutes for row in rows})
+
+
 def lines(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
     """Yield the table, budget by budget: pooled, then place by place."""
-    for minutes in sorted({row.minutes for row in rows}):
-        these = [row for row in rows if row.minutes == minutes]
-        systems, shared = sorted({row.system for row in these}, key=order), compared(these)
-        for system in systems:
-            if seeds := pooled((row for row in these if row.system == system), shared):
-                yield line(minutes, POOLED.format(len(shared)), system, seeds)
-        for (name, stem), system in product(PLACES.items(), systems):
-            if seeds := by_seed(row for row in these if (row.system, row.place) == (system, stem)):
+    for minutes in budgets(rows):
+        for system, seeds in pooled(rows, minutes).items():
+            yield line(minutes, POOLED.format(len(seeds[0].rows)), system, seeds)
+        for name, stem in PLACES.items():
+            for system, seeds in pooled(rows, minutes, {stem}).items():
                 yield line(minutes, name, system, seeds)
 
 
 def goals(rows: Sequence[Row]) -> Iterator[Goal]:
     """Yield, for each budget, satseg's pooled polygon Jaccard over that of the best rival."""
-    for minutes in sorted({row.minutes for row in rows}):
-        found = {}
-        shared = compared([row for row in rows if row.minutes == minutes])
-        for system in (OURS, *RECIPES):
-            seeds = pooled((row for row in rows if (row.system, row.minutes) == (system, minutes)), shared)
-            if seeds:
-                found[system] = mean(scored.figures[0] for scored in seeds)
+    for minutes in budgets(rows):
+        found = {
+            system: mean(scored.figures[0] for scored in seeds)
+            for system, seeds in pooled(rows, minutes).items()
+            if system in SYSTEMS
+        }
         ours = found.pop(OURS, None)
         if ours is not None and found:
             best = max(found, key=lambda system: found[system])
@@ -275,22 +282,22 @@ def draw(rows: Sequence[Row]) -> None:
     from matplotlib import pyplot
 
     figure, sides = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True)
-    budgets = sorted({row.minutes for row in rows})
-    shared = set.intersection(*filter(None, (compared([r for r in rows if r.minutes == m]) for m in budgets)))
+    told = budgets(rows)
+    shared = set.intersection(*filter(None, (compared([row for row in rows if row.minutes == m]) for m in told)))
+    by_budget = {minutes: pooled(rows, minutes, shared) for minutes in told}
     for system in (OURS, OURS + WITH_TTA, *RECIPES):
         points = []
-        for minutes in budgets:
-            seeds = pooled((row for row in rows if (row.system, row.minutes) == (system, minutes)), shared)
-            if seeds:
-                figures = np.mean([scored.figures for scored in seeds], axis=0)
+        for minutes, found in by_budget.items():
+            if system in found:
+                figures = np.mean([scored.figures for scored in found[system]], axis=0)
                 points.append((minutes, figures[0], figures[2]))
         for axes, values in zip(sides, [*zip(*points, strict=True)][1:], strict=True) if points else ():
             style: dict[str, Any] = {"color": "black", "linewidth": 2.0} if system.startswith(OURS) else {}
             marks = "o--" if WITH_TTA in system else "o-"
             axes.plot([point[0] for point in points], values, marks, label=system, **style)
     for axes, name in zip(sides, ("polygon Jaccard", "F1 at an IoU of 0.5"), strict=True):
-        axes.set(xscale="log", xlabel="CPU-minutes", ylabel=name, ylim=(0, None), xticks=budgets)
-        axes.set_xticklabels([f"{minutes:g}" for minutes in budgets])
+        axes.set(xscale="log", xlabel="CPU-minutes", ylabel=name, ylim=(0, None), xticks=told)
+        axes.set_xticklabels([f"{minutes:g}" for minutes in told])
         axes.minorticks_off()
     sides[0].legend(fontsize="small", loc="lower left")
     figure.savefig(PICTURE, dpi=90)
