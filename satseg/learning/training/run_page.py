@@ -37,6 +37,7 @@ STYLE = """
 .satseg .chart text { fill: var(--soft); font-size: 12px; stroke: none; font-variant-numeric: tabular-nums; }
 .satseg .chart .grid { stroke: var(--line); } .satseg .chart .axis { stroke: var(--soft); }
 .satseg .chart .stem { stroke-dasharray: 3 3; } .satseg .chart polyline { stroke-linejoin: round; }
+.satseg .panels { grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); }
 .satseg .panels.wide { grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1.4rem; }
 .satseg .chips { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1.1rem; }
 .satseg .chips div { display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; }
