@@ -38,8 +38,9 @@ from benchmarks.grounds import Clock, Ground, Place
 from benchmarks.timing import versions
 from satseg import detect, score, train
 from satseg.grid import Grid
+from satseg.learning.networks.committee import Committee
 from satseg.learning.networks.model import Model
-from satseg.learning.networks.unet import UNet
+from satseg.learning.networks.network import Network
 from satseg.scoring.jaccard import pixel_counts
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def train_satseg(job: Job, clock: Clock) -> Trained:
         return ahead + time.process_time()
 
     def watch(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(module, UNet) and module.training:
+        if isinstance(module, Network) and not isinstance(module, Committee) and module.training:
             clock.step(inputs[0])
 
     pairs = [(place.scene, place.labels) for place in job.places()]
