@@ -11,8 +11,8 @@ the cross-entropy speaks for it; with none left the overlap term is 0. Rejected:
 constant, which lets an empty class pull as strongly as its batch happens to be small.
 
 The default, BCE - ln J, and BCE alone find buildings of unseen towns alike (`benchmarks.accuracy`, one run each:
-Nairobi and Zanzibar 0.51 and 0.63 against 0.55 and 0.63 after 3 CPU-minutes; after ten 0.51 and 0.64 against 0.51 and
-0.65, Las Vegas 0.71 and 0.72 against 0.72); the overlap is for classes of few pixels, which a cross-entropy hardly
+Nairobi, Zanzibar and Las Vegas 0.51, 0.63 and 0.61 against 0.55, 0.63 and 0.58 after 3 CPU-minutes; after ten 0.51,
+0.64 and 0.71 against 0.51, 0.65 and 0.72); the overlap is for classes of few pixels, which a cross-entropy hardly
 sees.
 
 Cross-entropies take two more parameters, both 0 unless given. `boundary` makes a pixel near a border of
