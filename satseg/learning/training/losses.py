@@ -10,10 +10,10 @@ A class without one positive labelled pixel in the batch has no overlap to impro
 the cross-entropy speaks for it; with none left the overlap term is 0. Rejected: a large smoothing
 constant, which lets an empty class pull as strongly as its batch happens to be small.
 
-The default, BCE - ln J, and BCE alone find buildings of unseen towns alike (`benchmarks.accuracy`, one run each:
-Nairobi, Zanzibar and Las Vegas 0.51, 0.63 and 0.61 against 0.55, 0.63 and 0.58 after 3 CPU-minutes; after ten 0.51,
-0.64 and 0.71 against 0.51, 0.65 and 0.72); the overlap is for classes of few pixels, which a cross-entropy hardly
-sees.
+The default, BCE - ln J, finds buildings of unseen towns as BCE alone does after ten CPU-minutes, and no better after
+three (`benchmarks.accuracy`: pooled over Nairobi and Zanzibar 0.55 and 0.56 after ten, one run each, 0.54 and 0.57
+after three, of three and two runs; Las Vegas 0.71 and 0.72, 0.61 and 0.58). It is the default for classes of few
+pixels, which a cross-entropy hardly sees.
 
 Cross-entropies take two more parameters, both 0 unless given. `boundary` makes a pixel near a border of
 its class count 1 + `boundary` times, found on the batch at hand with two poolings; rejected: the distance
