@@ -72,7 +72,7 @@ def jobs(options: argparse.Namespace, systems: dict[str, dict[str, Any]], scratc
         learnt = [stem for name, stem in LEARNT.items() if name != place]
         where = os.fspath(scenes[place]), os.fspath(folder), learnt
         for system, changes in systems.items():
-            yield Job(system, minutes, seed, PLACES[place], *where, changes, system == OURS, keep)
+            yield Job(system, minutes, seed, *where, changes, system == OURS, keep)
 
 
 def in_own_process(job: Any, module: str, *, threads: int | None = 1) -> Any:

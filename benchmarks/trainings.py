@@ -67,8 +67,6 @@ class Job:
     minutes : float
         CPU budget.
     seed : int
-    place : str
-        Name of what is scored.
     scene : str
         The scene that is scored, without ``.tif``; its labels lie beside it.
     data : str
@@ -86,13 +84,17 @@ class Job:
     system: str
     minutes: float
     seed: int
-    place: str
     scene: str
     data: str
     learnt: list[str]
     options: dict[str, Any] = field(default_factory=dict)
     tta: bool = True
     keep: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Name of the scene that is scored."""
+        return Path(self.scene).name
 
     def places(self) -> list[Place]:
         """Return those learnt from."""

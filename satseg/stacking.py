@@ -10,7 +10,6 @@ steps, and whose optimum on a few objects is chance.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satseg.documents import PathLike
-from satseg.learning.networks.bundle import read_card
+from satseg.learning.networks.ensemble import cards_together
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, check_name
-from satseg.learning.networks.together import check_together
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.families import Families, Sample, Strip
 from satseg.learning.training.fold_report import aligned, ratio
@@ -111,9 +109,7 @@ def stack(
     check_name(output)
     check_writable(output, overwrite=overwrite)
     group = Families.open(families)
-    files = [folder / model.file for folder, family in zip(group.folders, group.reports, strict=True)
-             for model in family.models]  # fmt: skip
-    check_together([read_card(file) for file in files], [os.fspath(file) for file in files])
+    cards_together([file for file, _ in group.members])
     progress("stack", 0, 3, "sample")
     samples = group.samples(seed=seed)
     progress("stack", 1, 3, "weights")
@@ -188,11 +184,6 @@ def _classes(group: Families, plan: _Plan, curves: Sequence[ThresholdCurve]) -> 
 
 def _file(group: Families, report: StackReport, output: PathLike) -> EnsembleFile:
     """The ensemble of all models: a family's weight spread over its folds."""
-    members = [
-        (folder / model.file, model.weights_sha256)
-        for folder, family in zip(group.folders, group.reports, strict=True)
-        for model in family.models
-    ]
     counts = [len(family.models) for family in group.reports]
     stackers = {}
     for item in report.classes:
@@ -200,4 +191,4 @@ def _file(group: Families, report: StackReport, output: PathLike) -> EnsembleFil
             spread = np.repeat(np.divide(item.weights, counts), counts)
             stackers[item.name] = ClassStacker(weights=tuple(spread.tolist()), bias=item.bias)
     thresholds = {item.name: item.threshold for item in report.classes}
-    return EnsembleFile.of(members, beside=output, thresholds=thresholds, stacker=stackers)
+    return EnsembleFile.of(group.members, beside=output, thresholds=thresholds, stacker=stackers)

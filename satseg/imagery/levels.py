@@ -14,16 +14,23 @@ instead of in the reader, where a batch holds chips of several scenes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
+
+from rasterio.windows import Window
 
 from satseg.errors import InputError
-from satseg.imagery.normalization import Normalizer
+from satseg.grid import slices
+from satseg.imagery.normalization import Normalization, Normalizer
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import scattered_blocks
 
 BLOCK_PX, SEED = 256, 0
 MEASURED_BLOCKS = 64
 """With a valid pixel, per scene: 4 million pixels settle a percentile."""
+Hidden: TypeAlias = Callable[[Window], Iterable[Window]]
+"""hidden(block) -> windows whose pixels in the block do not count."""
 
 
 def levelled(scene: Scene) -> Scene:
@@ -36,15 +43,32 @@ def levelled(scene: Scene) -> Scene:
     """
     if scene.levels is not None:
         return scene
-    meter, seen = Normalizer(scene.bands), 0
-    with scene.reader() as reader:
-        for block in scattered_blocks(scene.grid.height, scene.grid.width, side=BLOCK_PX, seed=SEED):
-            raster = reader.read(block)
-            if raster.valid.any():
-                meter.update(raster)
-                seen += 1
-            if seen == MEASURED_BLOCKS:
-                break
+    return replace(scene, levels=measured([(scene, lambda block: ())], seed=SEED))
+
+
+def measured(looks: Sequence[tuple[Scene, Hidden]], *, seed: int) -> Normalization:
+    """Return the normalization of the pixels of up to `MEASURED_BLOCKS` blocks of each scene that have any which count.
+
+    Raises
+    ------
+    InputError
+        As `levelled`.
+    """
+    meter = Normalizer(looks[0][0].bands)
+    for scene, hidden in looks:
+        seen = 0
+        with scene.reader() as reader:
+            for block in scattered_blocks(*scene.grid.shape, side=BLOCK_PX, seed=seed):
+                raster = reader.read(block)
+                usable = raster.valid.copy()
+                for part in hidden(block):
+                    usable[slices(part, block)] = False
+                if usable.any():
+                    meter.update(replace(raster, valid=usable))
+                    seen += 1
+                if seen == MEASURED_BLOCKS:
+                    break
     if meter.count == 0:
-        raise InputError(f"not one valid pixel in {scene.name}", hint="check nodata and masks", code="E-IN-020")
-    return replace(scene, levels=meter.result())
+        names = ", ".join(scene.name for scene, _ in looks)
+        raise InputError(f"not one valid pixel in {names}", hint="check nodata and masks", code="E-IN-020")
+    return meter.result()

@@ -22,6 +22,7 @@ from satseg.grid import Grid
 from satseg.imagery.label_shift import LEAST_WINDOWS, WINDOWS, Shift, measure_shift
 from satseg.imagery.labels import Geometries, LabelLayer
 from satseg.imagery.scene import Scene
+from satseg.imagery.tiling import block_at
 
 BLOCK_PX = 256
 BLOCKS = 16
@@ -151,12 +152,7 @@ def _spread_blocks(grid: Grid, count: int) -> list[Window]:
     across = min(cols, count // down)
     down = min(rows, count // across)
     chosen = [np.unique(np.linspace(0, n - 1, k).round().astype(int)) for n, k in ((rows, down), (cols, across))]
-    return [_block(grid, int(row), int(col)) for row in chosen[0] for col in chosen[1]]
-
-
-def _block(grid: Grid, row: int, col: int) -> Window:
-    top, left = row * BLOCK_PX, col * BLOCK_PX
-    return Window(left, top, min(BLOCK_PX, grid.width - left), min(BLOCK_PX, grid.height - top))
+    return [block_at(*grid.shape, int(row), int(col), side=BLOCK_PX) for row in chosen[0] for col in chosen[1]]
 
 
 def _feature_blocks(grid: Grid, labels: LabelLayer, count: int, seed: int) -> list[Window]:
@@ -169,7 +165,7 @@ def _feature_blocks(grid: Grid, labels: LabelLayer, count: int, seed: int) -> li
         for row, col in zip(*_positions(drawn, grid), strict=True):
             own.setdefault((int(row) // BLOCK_PX, int(col) // BLOCK_PX))
         cells.update(dict.fromkeys(list(own)[: max(1, count // len(labels.classes))]))
-    return [_block(grid, row, col) for row, col in cells]
+    return [block_at(*grid.shape, row, col, side=BLOCK_PX) for row, col in cells]
 
 
 def _positions(polygons: Geometries, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

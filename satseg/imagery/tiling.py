@@ -232,9 +232,13 @@ def scattered_blocks(height: int, width: int, *, side: int, seed: int) -> Iterat
     """Yield the blocks of `side` pixels that `height` x `width` are made of, in an order that only `seed` decides."""
     rows, cols = -(-height // side), -(-width // side)
     for number in np.random.default_rng((seed, rows, cols)).permutation(rows * cols):
-        row, col = divmod(int(number), cols)
-        top, left = row * side, col * side
-        yield Window(left, top, min(side, width - left), min(side, height - top))
+        yield block_at(height, width, *divmod(int(number), cols), side=side)
+
+
+def block_at(height: int, width: int, row: int, col: int, *, side: int) -> Window:
+    """Return the block of `side` pixels in this row and column of blocks, cut at the end of `height` x `width`."""
+    top, left = row * side, col * side
+    return Window(left, top, min(side, width - left), min(side, height - top))
 
 
 def round_up(size: int, step: int) -> int:

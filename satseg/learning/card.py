@@ -239,14 +239,17 @@ class ModelCard(_Part):
     @property
     def registers(self) -> bool:
         """Whether the products of the scenes learnt from were laid over each other, as those to detect in should be."""
-        data = self.training.options.get("data")
-        return isinstance(data, dict) and data.get("registered") is True
+        return self.told("registered") is True
 
     @property
     def levels(self) -> bool:
         """Whether each scene learnt from was brought to its own levels, as those to detect in are to be."""
+        return self.told("normalize") == "scene"
+
+    def told(self, name: str) -> object:
+        """Return the option `name` of ``[data]`` as the training had it; None where the card says nothing of it."""
         data = self.training.options.get("data")
-        return isinstance(data, dict) and data.get("normalize") == "scene"
+        return data.get(name) if isinstance(data, dict) else None
 
     def info(self) -> dict[str, Any]:
         """Return what the model needs and finds, in plain data: bands, and classes with their rules."""

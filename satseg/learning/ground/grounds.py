@@ -22,21 +22,18 @@ import shapely
 from numpy.typing import NDArray
 
 from satseg.classes import rules_among
-from satseg.errors import BandError, InputError, LabelError, UsageError
-from satseg.grid import slices
+from satseg.errors import BandError, LabelError, UsageError
 from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import MEASURED_BLOCKS, levelled
-from satseg.imagery.normalization import Normalization, Normalizer
+from satseg.imagery.levels import levelled, measured
+from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
-from satseg.imagery.tiling import scattered_blocks
 from satseg.learning.area import area_of_interest
 from satseg.learning.card import IndexCard
-from satseg.learning.ground.chips import BLOCK_PX
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.options import DataOptions
 from satseg.run import RunConfig
@@ -200,7 +197,7 @@ def prepare(
     stored = grounds
     if config.data.normalize == "scene":
         grounds, validation = _changed(grounds, validation, _levelled)
-    normalization = measure(grounds, seed=config.train.seed)
+    normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
     _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
@@ -360,33 +357,3 @@ def _ground(
     if gsd is not None and scene.grid.crs is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
         scene = scene.at_gsd(gsd)
     return Ground(scene, layer)
-
-
-def measure(grounds: Sequence[Ground], *, seed: int) -> Normalization:
-    """Normalization over the trainable pixels of up to `MEASURED_BLOCKS` blocks per scene that have any.
-
-    Raises
-    ------
-    InputError
-        Not one valid pixel was found.
-    """
-    meter = Normalizer(grounds[0].scene.bands)
-    for ground in grounds:
-        seen = 0
-        with ground.scene.reader() as reader:
-            for place in scattered_blocks(*ground.scene.grid.shape, side=BLOCK_PX, seed=seed):
-                raster = reader.read(place)
-                usable = raster.valid.copy()
-                for part in ground.closed(place):
-                    usable[slices(part, place)] = False
-                if usable.any():
-                    meter.update(dataclasses.replace(raster, valid=usable))
-                    seen += 1
-                if seen == MEASURED_BLOCKS:
-                    break
-    if meter.count == 0:
-        names = ", ".join(ground.scene.name for ground in grounds)
-        raise InputError(f"not one valid pixel in {names}", hint="check nodata and masks", code="E-IN-020")
-    return meter.result()
-
-

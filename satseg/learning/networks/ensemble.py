@@ -25,7 +25,7 @@ import torch
 from satseg.classes import ClassItem
 from satseg.documents import suggest
 from satseg.errors import ModelError, UsageError
-from satseg.learning.card import IndexCard, checksum, class_facts
+from satseg.learning.card import IndexCard, ModelCard, checksum, class_facts
 from satseg.learning.networks.bundle import digest_of, read_card
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, team_file
 from satseg.learning.networks.model import Model, load_model
@@ -315,6 +315,13 @@ def as_predictor(model: ModelLike) -> Predictor:
     return model
 
 
+def cards_together(models: Sequence[PathLike]) -> list[ModelCard]:
+    """Return the cards of model files that can answer as one; raises as `read_card` and `together.check_together`."""
+    cards = [read_card(path) for path in models]
+    check_together(cards, [os.fspath(path) for path in models])
+    return cards
+
+
 def write_ensemble(
     models: Sequence[PathLike], output: PathLike, *, mean: Mean = "arithmetic", overwrite: bool = False
 ) -> EnsembleFile:
@@ -327,8 +334,7 @@ def write_ensemble(
     OutputError
         The file cannot be written.
     """
-    cards = [read_card(path) for path in models]
-    check_together(cards, [os.fspath(path) for path in models])
+    cards = cards_together(models)
     digests = [(path, str(card.weights_sha256)) for path, card in zip(models, cards, strict=True)]
     made = EnsembleFile.of(digests, beside=output, mean=mean)
     made.save(output, overwrite=overwrite)

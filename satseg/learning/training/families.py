@@ -83,6 +83,12 @@ class Families:
         return cls(places, reports)
 
     @property
+    def members(self) -> list[tuple[Path, str]]:
+        """File and digest of weights of every model, family by family, as its report has them."""
+        pairs = zip(self.folders, self.reports, strict=True)
+        return [(folder / model.file, model.weights_sha256) for folder, report in pairs for model in report.models]
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Of all families, in their order."""
         return self.reports[0].class_names

@@ -83,8 +83,7 @@ class Start:
     @property
     def own_list(self) -> str | None:
         """Name of the class list of the model's training, where that was a user's file."""
-        told = self.card.training.options.get("data")
-        spec = told.get("class_spec") if isinstance(told, dict) else None
+        spec = self.card.told("class_spec")
         return Path(spec).name if isinstance(spec, str) and is_path(spec) else None
 
     @property

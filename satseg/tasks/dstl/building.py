@@ -66,17 +66,15 @@ def check_free(path: Path, *, replaced: tuple[str, str] | None = None, overwrite
     """Raise OutputError (E-OUT-311) when a new folder cannot be put at `path`; see `built_folder`."""
     if not (path.exists() or path.is_symlink()):
         return
+    why = " and satseg did not make it so, so it is not replaced" if overwrite else " and is not empty"
+    hint = "give a new folder"
     if path.is_dir() and not path.is_symlink():
-        if not any(path.iterdir()):
+        ours = replaced is not None and _is_marked(path / replaced[0], replaced[1])
+        if (ours and overwrite) or not any(path.iterdir()):
             return
-        if replaced is not None and _is_marked(path / replaced[0], replaced[1]):
-            if overwrite:
-                return
-            raise OutputError(
-                f"{path} exists", hint="overwrite it, by --overwrite, or give a new folder", code="E-OUT-311", path=path
-            )
-    why = "and satseg did not make it so, so it is not replaced" if overwrite else "and is not empty"
-    raise OutputError(f"{path} exists {why}", hint="give a new folder", code="E-OUT-311", path=path)
+        if ours:
+            why, hint = "", "overwrite it, by --overwrite, or give a new folder"
+    raise OutputError(f"{path} exists{why}", hint=hint, code="E-OUT-311", path=path)
 
 
 def _is_marked(file: Path, start: str) -> bool:
