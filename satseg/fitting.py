@@ -12,16 +12,20 @@ from dataclasses import replace
 import numpy as np
 
 from satseg.errors import LabelError, UsageError
+from satseg.imagery.scene import Scene
 from satseg.learning.detection.inference import working_scene
+from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.ground.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
 from satseg.learning.ground.split import Ground
+from satseg.learning.networks.bundle import check_model_name
+from satseg.learning.networks.forward import Wanted
 from satseg.learning.networks.model import Model, load_model
 from satseg.learning.training.judged import Judged
 from satseg.learning.training.rule_fit import fit_rules, jaccards
 from satseg.options import DataOptions
 from satseg.output import check_writable
-from satseg.pipeline import check_model_name, predict
 from satseg.progress import Progress, silent
+from satseg.raster import Raster
 
 
 def refit(
@@ -78,9 +82,10 @@ def fitted_on(model: Model, grounds: Sequence[Ground], held: Sequence[Judged] | 
         return _with_rules(model, held)
     found = []
     for ground in grounds:
+        work = working_scene(model, ground.scene)
         for window in ground.blocks:
-            part = ground.scene.grid.crop(window)
-            found.append(Judged.of(predict(model, ground.scene, bounds=part.bounds), ground.labels))
+            part = DetectOptions(bounds=ground.scene.grid.crop(window).bounds)
+            found.append(Judged.of(_scores(model, work, part), ground.labels))
     return _with_rules(model, found)
 
 
@@ -97,7 +102,11 @@ def _judged(
         )
     work = working_scene(model, pair.scene)
     layer = label_layer(replace(pair, scene=work), model.classes, options)
-    return Judged.of(predict(model, work, progress=progress), layer)
+    return Judged.of(_scores(model, work, DetectOptions(), progress), layer)
+
+
+def _scores(model: Model, work: Scene, options: DetectOptions, progress: Progress = silent) -> Raster:
+    return Detection.prepare(model, work, options, Wanted(scores="float32")).scores(progress)
 
 
 def _with_rules(model: Model, ground: Sequence[Judged]) -> Model:

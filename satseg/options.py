@@ -136,7 +136,9 @@ def idle_options(kind: str) -> list[str]:
     return sorted(ModelOptions.model_fields.keys() - used)
 
 
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+MODEL_SUFFIX = ".safetensors"
+"""Of models, as they are written and known."""
+WEIGHT_FILES = (MODEL_SUFFIX, ".pt", ".pth")
 
 
 def names_file(weights: str) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,11 +23,12 @@ from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
 from satseg.learning.card import IndexCard
 from satseg.learning.detection.budget import Estimate
-from satseg.learning.detection.inference import gather, working_scene
+from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Products, Targets
 from satseg.learning.ground.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.networks.architectures import check_network
+from satseg.learning.networks.bundle import check_model_name
 from satseg.learning.networks.ensemble import ModelLike, Predictor, as_predictor
 from satseg.learning.networks.forward import Wanted
 from satseg.learning.networks.model import Model
@@ -167,9 +167,7 @@ def predict(model: ModelLike, scene: SceneLike, *, progress: Progress = silent, 
     """
     chosen, loaded = DetectOptions.of(options), as_predictor(model)
     work = working_scene(loaded, _as_scene(scene, loaded, chosen))
-    ready = Detection.prepare(loaded, work, chosen, Wanted(scores="float32"))
-    with closing(ready.bands(progress)) as bands:
-        return gather(bands, work.grid, ready.plan.window, loaded.classes)
+    return Detection.prepare(loaded, work, chosen, Wanted(scores="float32")).scores(progress)
 
 
 def detect(  # noqa: PLR0913  each is a file to make, or how
@@ -328,14 +326,6 @@ def _as_scene(scene: SceneLike, model: Predictor, options: DetectOptions) -> Sce
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def check_model_name(path: PathLike) -> None:
-    """Raise UsageError unless `path` is a name for a model file."""
-    if Path(path).suffix.lower() != ".safetensors":
-        raise UsageError(
-            f"{os.fspath(path)}: models are written as .safetensors only", hint="end the name so", code="E-USE-022"
-        )
 
 
 @dataclass(frozen=True, slots=True)

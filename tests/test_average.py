@@ -106,7 +106,7 @@ def test_the_command_writes_a_model(tmp_path, run):
     assert run("average", *paths, "-o", out).done().out == f"{out}: mean of 2 models\n"
     assert load_model(out).classes == ("a", "b")
     run("average", *paths, "-o", out).refused(4, "E-OUT-003")
-    run("average", *paths, "-o", tmp_path / "mean.pt").refused(2, "E-USE-000")
+    run("average", *paths, "-o", tmp_path / "mean.pt").refused(2, "E-USE-022")
     run("average", paths[0], "-o", tmp_path / "one.safetensors").refused(2, "E-USE-025")
     tiny_model(depth=3).save(tmp_path / "3.safetensors")
     run("average", *paths, tmp_path / "3.safetensors", "-o", tmp_path / "x.safetensors").refused(3, "E-MOD-044")

@@ -19,10 +19,10 @@ def command(models: tuple[str, ...], output: str, overwrite: bool) -> None:
     mean.
     """
     from satseg.learning.networks.average import average
+    from satseg.learning.networks.bundle import check_model_name
     from satseg.output import check_distinct, check_writable
 
-    if not output.lower().endswith(".safetensors"):
-        raise click.UsageError(f"{output}: models are written as .safetensors only")
+    check_model_name(output)
     check_writable(output, overwrite=overwrite)
     check_distinct([output], inputs=models)
     average(models).save(output, overwrite=overwrite)

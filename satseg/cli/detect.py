@@ -37,7 +37,6 @@ OF_ONE_SCENE = ("E-USE-030", "E-USE-060")
 """Refusals that say nothing of other scenes: an unfinished run of another kind, too little memory for this one."""
 RASTERS = ("mask", "scores", "entropy", "disagreement")
 """Options that name a raster to write."""
-MODEL_SUFFIX = ".safetensors"
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 log = logging.getLogger(__name__)
@@ -143,6 +142,8 @@ def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: 
 
 def _models(first: str, others: tuple[str, ...], *, together: bool) -> tuple[str | list[str], tuple[str, ...]]:
     """Return the model as typed, or the models that answer `together`, and the scenes."""
+    from satseg.options import MODEL_SUFFIX
+
     more = [name for name in others if name.lower().endswith(MODEL_SUFFIX)]
     if more and not together:
         raise click.UsageError(f"{more[0]} is a model; give --ensemble for several")

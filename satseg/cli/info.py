@@ -10,7 +10,6 @@ import click
 from satseg.cli.common import json_option, opening, opening_options, print_json, scene_argument, scene_files_option
 from satseg.errors import PartialError, SatsegError
 
-MODEL_SUFFIX = ".safetensors"
 LISTS = {"name", "bands", "classes", "registrations", "warnings"}
 """Facts that do not stand in a line of their own."""
 
@@ -46,6 +45,7 @@ def command(
 def _facts(source: str | list[str], how: dict[str, Any], *, alone: bool) -> dict[str, Any]:
     from satseg.imagery.scene import open_scene
     from satseg.learning.networks.ensemble_file import EnsembleFile, team_file
+    from satseg.options import MODEL_SUFFIX
 
     try:
         if isinstance(source, str) and source.lower().endswith(MODEL_SUFFIX):

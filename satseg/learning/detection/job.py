@@ -43,7 +43,7 @@ from satseg.learning.detection.budget import (
     strips_ahead,
 )
 from satseg.learning.detection.engine import RowBand, Working, scan
-from satseg.learning.detection.inference import chosen_halo
+from satseg.learning.detection.inference import chosen_halo, gather
 from satseg.learning.detection.products import Making, Products, Targets
 from satseg.learning.machine import resolve_device
 from satseg.learning.networks.ensemble import Predictor, identity
@@ -52,7 +52,8 @@ from satseg.learning.networks.forward import ScoreType, Wanted
 from satseg.learning.networks.runtimes import ENGINES
 from satseg.learning.networks.views import TTA
 from satseg.ledger import Ledger, identity_of
-from satseg.progress import Progress
+from satseg.progress import Progress, silent
+from satseg.raster import Raster
 from satseg.specs import suggest
 from satseg.vector.finish import Cleaning
 
@@ -249,6 +250,11 @@ class Detection:
             self.model, self.scene, self.plan, self.wanted, self.working, aoi=self.aoi, first=first,
             progress=progress,
         )  # fmt: skip
+
+    def scores(self, progress: Progress = silent) -> Raster:
+        """All scores in memory, (K, H, W) float32 of the model's classes; `wanted` has them in float32."""
+        with closing(self.bands(progress)) as bands:
+            return gather(bands, self.scene.grid, self.plan.window, self.model.classes)
 
     def making(self) -> Making:
         """How products are made of its results."""

@@ -32,6 +32,7 @@ from satseg.errors import ModelError, OutputError, UsageError
 from satseg.learning.card import CHECKSUM, FORMAT_VERSION, ModelCard, canonical, checksum
 from satseg.learning.networks.architectures import architecture_of, saved_network
 from satseg.learning.networks.network import Network
+from satseg.options import MODEL_SUFFIX
 from satseg.output import AtomicOutput, os_errors_as_output_errors
 
 METADATA_KEY = "satseg"
@@ -52,6 +53,14 @@ OTHERS_OF_OURS = {
     ".toml": "what is asked for is one model, a .safetensors, and no ensemble or run file",
 }
 """What to do with files that satseg writes and that are no models, by suffix."""
+
+
+def check_model_name(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError unless `path` is a name for a model file."""
+    if Path(path).suffix.lower() != MODEL_SUFFIX:
+        raise UsageError(
+            f"{os.fspath(path)}: models are written as {MODEL_SUFFIX} only", hint="end the name so", code="E-USE-022"
+        )
 
 
 def save_bundle(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from satseg.errors import DependencyError, ModelError, UsageError
 from satseg.learning.machine import optional_package
 from satseg.learning.networks.inflation import RGB, input_weights, mixed, repeated
-from satseg.options import names_file
+from satseg.options import MODEL_SUFFIX, names_file
 from satseg.specs import suggest
 
 __all__ = ["find_weights", "fit_encoder", "read_weights", "EXTRA"]
@@ -95,7 +95,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        content = path.read_bytes() if path.suffix == ".safetensors" else None
+        content = path.read_bytes() if path.suffix == MODEL_SUFFIX else None
         found = (
             torch.load(path, map_location="cpu", weights_only=True)
             if content is None
