@@ -211,7 +211,7 @@ class TrainOptions(BaseModel):
     clip_norm: float = Field(1.0, gt=0)
     ema: float = Field(0.0, ge=0, lt=1, description="kept of the averaged weights at a step, such as 0.99; 0: none")
     patience: int = Field(0, ge=0, description="rounds without a better validation that end the run; 0: never")
-    loss: str = "bce_minus_log_jaccard"
+    loss: str = Field("weighted_bce_log_jaccard", description="see satseg.learning.training.losses")
     loss_params: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
         {}, description="of the loss, by name, such as { weight = 0.3 }"
     )

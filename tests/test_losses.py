@@ -25,7 +25,7 @@ WORKED = {
     "soft_jaccard": 1 - 0.538461538,
     "log_jaccard": 0.619039208,
     "bce_minus_log_jaccard": 0.986023796,
-    "weighted_bce_log_jaccard": 0.442600974,
+    "weighted_bce_log_jaccard": 0.9 * 0.366984588 + 0.1 * 0.619039208,
     "soft_dice": 1 - 0.7,
     "tversky": 1 - 0.7,
     "bce_plus_dice": 0.366984588 + 0.3,
@@ -104,6 +104,7 @@ def test_tversky_alpha_weighs_false_positives():
 
 def test_weighted_sum_spans_from_bce_to_log_jaccard():
     case = random_case(4)
+    assert float(losses.weighted_bce_log_jaccard(P.logit(), Y, weight=0.3)) == pytest.approx(0.442600974, abs=1e-6)
     torch.testing.assert_close(losses.weighted_bce_log_jaccard(*case, weight=0.0), losses.bce(*case))
     torch.testing.assert_close(losses.weighted_bce_log_jaccard(*case, weight=1.0), losses.log_jaccard(*case))
 
@@ -335,7 +336,7 @@ CROSS_ENTROPIES = ["bce", "bce_minus_log_jaccard", "weighted_bce_log_jaccard", "
 def test_smoothing_changes_the_cross_entropy_alone(name):
     logits, targets, labelled = random_case(13)
     soft = targets.double() * 0.8 + 0.1
-    share = {"weighted_bce_log_jaccard": 0.7}.get(name, 1.0)
+    share = {"weighted_bce_log_jaccard": 0.9}.get(name, 1.0)
     moved = make_loss(name, smoothing=0.2)(logits, targets, labelled) - make_loss(name)(logits, targets, labelled)
     expected = share * (losses.bce(logits, soft, labelled) - losses.bce(logits, targets, labelled))
     torch.testing.assert_close(moved, expected)
