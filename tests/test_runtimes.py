@@ -92,6 +92,14 @@ def test_every_engine_gives_the_masks_of_the_network(model, engine):
     assert agreement(model, images, runtime_of(model, engine)) >= 0.9999
 
 
+def test_masks_are_compared_in_the_planes_of_classes_alone():
+    model = tiny_model(separated=("b",))
+    images = [torch.randn((1, 2, 16, 24), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    assert agreement(model, images, make_runtime(model)) == 1.0
+    wrong = make_runtime(tiny_model(seed=1, separated=("b",)))
+    assert 0.2 < agreement(model, images, wrong) < 0.8
+
+
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_bfloat16_gives_nearly_the_same_masks(model, engine):
     runtime = runtime_of(model, engine, amp=True)

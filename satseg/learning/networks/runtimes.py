@@ -211,7 +211,7 @@ def agreement(model: Model, images: Iterable[Tensor], runtime: Runtime) -> float
     Parameters
     ----------
     model : Model
-        Its network is run as it is, its thresholds make the masks.
+        Its network is run as it is, its thresholds make the masks; planes of cores, which have none, are left out.
     images : iterable of Tensor (B, C, H, W) float32
         Normalised. Of none, all agree.
     """
@@ -219,8 +219,8 @@ def agreement(model: Model, images: Iterable[Tensor], runtime: Runtime) -> float
     same = total = 0
     for image in images:
         with torch.inference_mode():
-            expected = model.network(image.to(model.device)) >= levels
-        found = runtime(image.to(runtime.device)).to(model.device) >= levels
+            expected = model.network(image.to(model.device))[:, : len(levels)] >= levels
+        found = runtime(image.to(runtime.device)).to(model.device)[:, : len(levels)] >= levels
         same += int((expected == found).sum())
         total += expected.numel()
     return same / total if total else 1.0
