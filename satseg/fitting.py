@@ -12,20 +12,17 @@ from dataclasses import replace
 import numpy as np
 
 from satseg.errors import LabelError, UsageError
-from satseg.imagery.scene import Scene
 from satseg.learning.detection.inference import working_scene
-from satseg.learning.detection.job import Detection, DetectOptions
+from satseg.learning.detection.job import DetectOptions, scores_of
 from satseg.learning.ground.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
 from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import check_model_name
-from satseg.learning.networks.forward import Wanted
 from satseg.learning.networks.model import Model, load_model
 from satseg.learning.training.judged import Judged
 from satseg.learning.training.rule_fit import fit_rules, jaccards
 from satseg.options import DataOptions
 from satseg.output import check_writable
 from satseg.progress import Progress, silent
-from satseg.raster import Raster
 
 
 def refit(
@@ -85,7 +82,7 @@ def fitted_on(model: Model, grounds: Sequence[Ground], held: Sequence[Judged] | 
         work = working_scene(model, ground.scene)
         for window in ground.blocks:
             part = DetectOptions(bounds=ground.scene.grid.crop(window).bounds)
-            found.append(Judged.of(_scores(model, work, part), ground.labels))
+            found.append(Judged.of(scores_of(model, work, part), ground.labels))
     return _with_rules(model, found)
 
 
@@ -102,11 +99,7 @@ def _judged(
         )
     work = working_scene(model, pair.scene)
     layer = label_layer(replace(pair, scene=work), model.classes, options)
-    return Judged.of(_scores(model, work, DetectOptions(), progress), layer)
-
-
-def _scores(model: Model, work: Scene, options: DetectOptions, progress: Progress = silent) -> Raster:
-    return Detection.prepare(model, work, options, Wanted(scores="float32")).scores(progress)
+    return Judged.of(scores_of(model, work, progress=progress), layer)
 
 
 def _with_rules(model: Model, ground: Sequence[Judged]) -> Model:

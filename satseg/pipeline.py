@@ -24,7 +24,7 @@ from satseg.imagery.writer import check_raster_target
 from satseg.learning.card import IndexCard
 from satseg.learning.detection.budget import Estimate
 from satseg.learning.detection.inference import working_scene
-from satseg.learning.detection.job import Detection, DetectOptions
+from satseg.learning.detection.job import Detection, DetectOptions, scores_of
 from satseg.learning.detection.products import Products, Targets
 from satseg.learning.ground.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.networks.architectures import check_network
@@ -167,7 +167,7 @@ def predict(model: ModelLike, scene: SceneLike, *, progress: Progress = silent, 
     """
     chosen, loaded = DetectOptions.of(options), as_predictor(model)
     work = working_scene(loaded, _as_scene(scene, loaded, chosen))
-    return Detection.prepare(loaded, work, chosen, Wanted(scores="float32")).scores(progress)
+    return scores_of(loaded, work, chosen, progress=progress)
 
 
 def detect(  # noqa: PLR0913  each is a file to make, or how

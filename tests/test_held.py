@@ -62,7 +62,7 @@ def test_kept_scores_are_those_of_detection(tmp_path, crop, held):
 
 
 def test_training_predicts_no_held_ground_a_second_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_scores", lambda *args, **options: pytest.fail("predicted again"))
+    monkeypatch.setattr(fitting, "scores_of", lambda *args, **options: pytest.fail("predicted again"))
     model = satseg.train(
         [squares(tmp_path, height=150, width=200)], steps=2, rounds=1, chip=32, batch=2, width=4, fit_rules=True,
         device="cpu",

@@ -251,11 +251,6 @@ class Detection:
             progress=progress,
         )  # fmt: skip
 
-    def scores(self, progress: Progress = silent) -> Raster:
-        """All scores in memory, (K, H, W) float32 of the model's classes; `wanted` has them in float32."""
-        with closing(self.bands(progress)) as bands:
-            return gather(bands, self.scene.grid, self.plan.window, self.model.classes)
-
     def making(self) -> Making:
         """How products are made of its results."""
         options, model = self.options, self.model
@@ -370,3 +365,12 @@ def _digests(model: Predictor) -> JsonValue:
 
 def _named(targets: Targets) -> list[tuple[str, Path | None]]:
     return [(item.name, getattr(targets, item.name)) for item in fields(targets)]
+
+
+def scores_of(
+    model: Predictor, scene: Scene, options: DetectOptions | None = None, *, progress: Progress = silent
+) -> Raster:
+    """Return scores of the model's classes, (K, H, W) float32 in memory, on `scene` as `working_scene` returns it."""
+    ready = Detection.prepare(model, scene, options or DetectOptions(), Wanted(scores="float32"))
+    with closing(ready.bands(progress)) as bands:
+        return gather(bands, ready.scene.grid, ready.plan.window, model.classes)
