@@ -2,8 +2,8 @@
 
 A runtime takes normalised tiles and returns logits, nothing else; who reads, cuts and thresholds need
 not know which it is. "torch" needs nothing else installed and computes the masks of the network as it
-was trained, from fewer operations (`folding`). "openvino" was the fastest where it was measured
-(benchmarks/inference.py), "onnx" runs where neither suits; both get the graph from `export`.
+was trained, from fewer operations (`folding`). "openvino" was the fastest on an Intel Xeon and level with
+it on an AMD EPYC (benchmarks/inference.py), "onnx" runs where neither suits; both get the graph from `export`.
 
 bfloat16 means bfloat16 weights, not autocast, which converts every weight in every call for the same
 masks. Rejected for the torch engine: torch.compile, for its first call costs most of a minute.
