@@ -15,8 +15,8 @@ from rasterio.windows import Window
 
 import satseg
 from satseg.errors import InputError, ModelError
-from satseg.imagery.levels import levelled
-from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES
+from satseg.imagery.levels import NEAR, brought_near, levelled, room_around, tone
+from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
 from satseg.imagery.tiling import scattered_blocks
 from satseg.learning.networks.ensemble import Ensemble
 from satseg.run import RunConfig
@@ -177,3 +177,84 @@ def test_tuning_takes_the_levels_of_the_model_unless_told_otherwise(world, model
     assert "measured anew" in caplog.text
     assert not other.levels
     assert max(other.card.normalization.offset) > 10
+
+
+# Brought near
+
+
+def known(scale=(10.0, 4.0)):
+    return Normalization(NAMES, (0.0, 0.0), scale, (-1e6, -1e6), (1e6, 1e6))
+
+
+def test_room_is_around_the_least_and_the_greatest_mean_of_all_scenes():
+    room = room_around([(100.0, 7.0), (130.0, 6.0)], known())
+    assert room == {"red": (100 - 10 * NEAR, 130 + 10 * NEAR), "nir": (6 - 4 * NEAR, 7 + 4 * NEAR)}
+    assert room_around([], known()) == {}
+
+
+@given(red=st.integers(-60, 60), nir=st.integers(-60, 60))
+def test_a_scene_is_moved_by_the_least_that_puts_it_into_the_room(world, red, nir):
+    scene = satseg.open_scene(world / "day.tif")
+    own = tone(scene)
+    room = {"red": (own[0] + red, own[0] + red + 20), "nir": (own[1] + nir - 20, own[1] + nir)}
+    near = brought_near(scene, room)
+    moved = [max(red, 0) or min(red + 20, 0), max(nir - 20, 0) or min(nir, 0)]
+    stored, read = scene.read(), near.read()
+    assert np.allclose((read.data - stored.data)[:, stored.valid].T, moved, atol=1e-3)
+    assert np.array_equal(read.valid, stored.valid)
+    assert (near is scene) == (abs(np.array(moved)).max() < 1e-6)
+    if near is not scene:
+        assert read.data.dtype == np.float32
+        assert not read.data[:, ~read.valid].any()
+        assert brought_near(near, {"red": (1e4, 2e4)}) is near
+
+
+def test_only_bands_with_room_are_moved_and_an_empty_scene_stays(world, tmp_path, caplog):
+    scene = satseg.open_scene(world / "day.tif")
+    with caplog.at_level(logging.WARNING):
+        near = brought_near(scene, {"nir": (1000.0, 1001.0), "swir": (5.0, 6.0)})
+    assert "day is of another tone" in caplog.text
+    assert "red" not in caplog.text
+    valid = scene.read().valid
+    assert np.array_equal(near.read().data[0, valid], scene.read().data[0, valid])
+    assert tone(near)[1] == pytest.approx(1000, abs=1)
+    path = write_tiff(tmp_path / "empty.tif", np.full((2, 9, 7), NODATA, np.float32), nodata=NODATA, descriptions=NAMES)
+    empty = satseg.open_scene(path)
+    assert tone(empty) is None
+    assert brought_near(empty, {"red": (1000.0, 1001.0)}) is empty
+
+
+def test_a_model_of_compact_objects_finds_the_same_in_a_scene_of_another_tone(world, tmp_path, caplog):
+    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    model, fixed = learnt(world, normalize="near"), learnt(world, normalize="data")
+    own = satseg.predict(model, world / "day.tif").data
+    assert np.array_equal(own, satseg.predict(fixed, world / "day.tif").data)  # of the tone learnt
+    assert "another tone" not in caplog.text
+    near, far = (abs(satseg.predict(one, tmp_path / "dark.tif").data - own).max() for one in (model, fixed))
+    assert "another tone" in caplog.text
+    assert near < far / 2
+    assert [one.card.info()["normalize"] for one in (model, fixed)] == ["near", "data"]
+    assert "another" in model.summary()
+    model.save(tmp_path / "m.safetensors")
+    assert satseg.load_model(tmp_path / "m.safetensors", device="cpu").room == model.room
+
+
+def test_scenes_are_brought_near_by_default_where_all_classes_are_of_compact_objects(world, tmp_path):
+    assert learnt(world).room
+    labels = geopandas.read_file(world / "labels.gpkg")
+    left, bottom, right, top = satseg.open_scene(world / "day.tif").grid.bounds
+    field = geopandas.GeoDataFrame({"class_name": ["field"]}, geometry=[shapely.box(left, bottom, right, top)], crs=UTM)
+    geopandas.pd.concat([labels, field]).to_file(tmp_path / "both.gpkg")
+    both = satseg.train([(world / "day.tif", tmp_path / "both.gpkg")], config=RunConfig.from_overrides(TINY))
+    assert not both.room
+    assert both.card.info()["normalize"] == "data"
+
+
+def test_an_ensemble_leaves_the_room_of_all_its_members(world):
+    dusk = satseg.train([(world / "dusk.tif", world / "labels.gpkg")], config=RunConfig.from_overrides(TINY))
+    day = learnt(world)
+    room = Ensemble.of([day, dusk]).room
+    assert room == {
+        name: (min(day.room[name][0], dusk.room[name][0]), max(day.room[name][1], dusk.room[name][1])) for name in NAMES
+    }
+    assert Ensemble.of([day, learnt(world, normalize="data", seed=1)]).room == {}

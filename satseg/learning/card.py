@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
 from satseg.classes import ClassItem, rule_fault
 from satseg.crs import Bounds
 from satseg.errors import BandError
 from satseg.imagery.indices import Candidate, IndexBand, settled
+from satseg.imagery.levels import room_around
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import Scene
 from satseg.indexes import IndexItem
@@ -129,13 +130,15 @@ class FileHash(_Part):
 class TrainingSource(_Part):
     """One pair of scene and labels: its files, and the ground that it covers.
 
-    `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`.
+    `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`. `tone` is the mean of each
+    band, in the order of the network's input, where scenes are to be brought near.
     """
 
     files: tuple[FileHash, ...] = ()
     crs: str | None = None
     bounds: Bounds | None = None
     footprint: Plain | None = None
+    tone: tuple[FiniteFloat, ...] = ()
 
 
 class Training(_Part):
@@ -220,6 +223,8 @@ class ModelCard(_Part):
             raise ValueError(f"separated {self.separated} are not some of {self.class_names}")
         if fault := rule_fault(self.classes):
             raise ValueError(fault[2])
+        if odd := {len(source.tone) for source in self.training.sources} - {0, len(self.bands)}:
+            raise ValueError(f"tones of {sorted(odd)} bands, but there are {len(self.bands)}")
         planes = len(self.classes) + len(self.separated)
         for key, count in (("bands", len(self.bands)), ("classes", planes)):
             if self.architecture.arguments.get(key) != count:
@@ -246,6 +251,16 @@ class ModelCard(_Part):
         """Whether each scene learnt from was brought to its own levels, as those to detect in are to be."""
         return self.told("normalize") == "scene"
 
+    @property
+    def room(self) -> dict[str, tuple[float, float]]:
+        """Into which bands of a scene to detect in are brought, around those learnt from; none where they are not."""
+        return room_around([source.tone for source in self.training.sources if source.tone], self.normalization)
+
+    @property
+    def normalize(self) -> str:
+        """How scenes are brought to the network's numbers, as the option of ``[data]`` says it."""
+        return "scene" if self.levels else "near" if self.room else "data"
+
     def told(self, name: str) -> object:
         """Return the option `name` of ``[data]`` as the training had it; None where the card says nothing of it."""
         data = self.training.options.get("data")
@@ -258,7 +273,7 @@ class ModelCard(_Part):
             "gsd_m": self.gsd_m,
             "halo": self.halo,
             "sensor": self.sensor,
-            "normalize": "scene" if self.levels else "data",
+            "normalize": self.normalize,
             "bands": [band.model_dump() for band in self.bands],
             "classes": class_facts(self.classes),
         }

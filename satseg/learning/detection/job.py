@@ -28,7 +28,7 @@ from satseg.errors import UsageError
 from satseg.imagery.drivers import is_remote
 from satseg.imagery.indices import IndexBand
 from satseg.imagery.labels import Geometries
-from satseg.imagery.levels import levelled
+from satseg.imagery.levels import brought_near, levelled
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
 from satseg.learning.area import area_of_interest
@@ -232,7 +232,7 @@ class Detection:
             )  # fmt: skip
         if options.mean is not None and len(model.members) == 1 and options.tta == "none":
             log.warning("one model and one view have no %s mean: scores are as they are", options.mean)
-        scene = levelled(scene) if model.levels else scene
+        scene = levelled(scene) if model.levels else brought_near(scene, model.room)
         window, working = options.window(scene), options.working(model)
         working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(

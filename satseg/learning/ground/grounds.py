@@ -27,7 +27,7 @@ from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import levelled, measured
+from satseg.imagery.levels import Room, Tone, brought_near, levelled, measured, room_around, tone
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
@@ -86,6 +86,8 @@ class Prepared:
     normalization: Normalization
     separated: tuple[str, ...] = ()
     """Classes whose objects are learnt apart, by cores."""
+    tones: tuple[Tone | None, ...] = ()
+    """Of the scenes of `grounds`, where others are to be brought near them; None: without a valid pixel."""
 
     @property
     def levelled(self) -> bool:
@@ -198,11 +200,17 @@ def prepare(
     if config.data.normalize == "scene":
         grounds, validation = _changed(grounds, validation, _levelled)
     normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
+    compact = {*object_classes(widths)} == {item.name for item in classes}
+    near = config.data.normalize == "near" or (compact and config.data.normalize is None)
+    tones = tuple(tone(ground.scene) for ground in grounds) if near else ()
+    if validation is not grounds:
+        room = room_around([one for one in tones if one is not None], normalization)
+        validation = tuple(_brought_near(ground, room) for ground in validation)
     _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
         grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
-    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)
+    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated, tones)
 
 
 def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:
@@ -224,6 +232,10 @@ def _changed(
 
 def _levelled(ground: Ground) -> Ground:
     return dataclasses.replace(ground, scene=levelled(ground.scene))
+
+
+def _brought_near(ground: Ground, room: Room) -> Ground:
+    return dataclasses.replace(ground, scene=brought_near(ground.scene, room))
 
 
 def _with_cores(ground: Ground, names: Sequence[str]) -> Ground:

@@ -25,6 +25,7 @@ import torch
 from satseg.classes import ClassItem
 from satseg.documents import suggest
 from satseg.errors import ModelError, UsageError
+from satseg.imagery.levels import Room
 from satseg.learning.card import IndexCard, ModelCard, checksum, class_facts
 from satseg.learning.networks.bundle import digest_of, read_card
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, team_file
@@ -92,6 +93,10 @@ class Predictor(Protocol):
     @property
     def levels(self) -> bool:
         """Whether a scene is to be brought to its own levels first."""
+
+    @property
+    def room(self) -> Room:
+        """Into which the bands of a scene are to be brought first; none where they are not."""
 
     @property
     def stride(self) -> int:
@@ -234,6 +239,15 @@ class Ensemble:
         return self.members[0].levels
 
     @property
+    def room(self) -> Room:
+        """Into which the bands of a scene are to be brought first: that of all members; none where one has none."""
+        rooms = [model.room for model in self.members]
+        if not all(rooms):
+            return {}
+        sides = {name: [one[name] for one in rooms if name in one] for name in self.bands}
+        return {name: (min(low for low, _ in ends), max(high for _, high in ends)) for name, ends in sides.items()}
+
+    @property
     def stride(self) -> int:
         """Alignment of tiles that suits all members."""
         return math.lcm(*(model.stride for model in self.members))
@@ -269,7 +283,7 @@ class Ensemble:
             "stacked": [self.classes[plane] for plane, _ in self.stackers],
             "gsd_m": self.gsd_m,
             "halo": max(model.halo for model in self.members),
-            "normalize": "scene" if self.levels else "data",
+            "normalize": "scene" if self.levels else "near" if self.room else "data",
             "bands": [{"name": name} for name in self.bands],
             "classes": class_facts(self.items),
         }

@@ -15,6 +15,7 @@ import torch
 
 from satseg.classes import ClassItem
 from satseg.errors import BandError
+from satseg.imagery.levels import Room
 from satseg.learning.card import IndexCard, ModelCard
 from satseg.learning.machine import resolve_device
 from satseg.learning.networks.bundle import load_bundle, save_bundle
@@ -99,6 +100,11 @@ class Model:
         return self.card.levels
 
     @property
+    def room(self) -> Room:
+        """Into which the bands of a scene are to be brought first; none where they are not."""
+        return self.card.room
+
+    @property
     def crop(self) -> int:
         """Pixels that its network cuts off each side."""
         return self.network.crop
@@ -150,6 +156,7 @@ class Model:
         reach = "a reach without end" if self.network.reach is None else self.network.halo
         lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {reach}"]
         lines += ["levels  each scene's own"] if self.levels else []
+        lines += ["tone    scenes of another are brought near those learnt from"] if self.room else []
         for name, level in self.thresholds.items():
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import shapely
@@ -16,6 +17,7 @@ import torch
 
 from satseg.crs import describe
 from satseg.errors import UsageError
+from satseg.imagery.levels import Tone
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
@@ -113,7 +115,7 @@ def finished_model(
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
     )
     training = Training(
-        sources=tuple(map(_source, prepared.grounds)),
+        sources=tuple(map(_source, prepared.grounds, prepared.tones or repeat(None))),
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
@@ -173,13 +175,14 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _source(ground: Ground) -> TrainingSource:
+def _source(ground: Ground, tone: Tone | None) -> TrainingSource:
     grid = ground.scene.grid
     return TrainingSource(
         files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),
+        tone=tone or (),
     )
 
 
