@@ -15,8 +15,10 @@ from rasterio.windows import Window
 
 import satseg
 from satseg.errors import InputError, ModelError
+from satseg.imagery import levels
 from satseg.imagery.levels import NEAR, brought_near, levelled, room_around, tone
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
+from satseg.imagery.reader import SceneReader
 from satseg.imagery.tiling import scattered_blocks
 from satseg.learning.networks.ensemble import Ensemble
 from satseg.run import RunConfig
@@ -222,6 +224,16 @@ def test_only_bands_with_room_are_moved_and_an_empty_scene_stays(world, tmp_path
     empty = satseg.open_scene(path)
     assert tone(empty) is None
     assert brought_near(empty, {"red": (1000.0, 1001.0)}) is empty
+
+
+def test_of_a_mosaic_that_is_mostly_empty_a_bounded_number_of_blocks_is_read(monkeypatch, world):
+    scene, read = satseg.open_scene(world / "day.tif"), []
+    monkeypatch.setattr(levels, "BLOCK_PX", 8)
+    monkeypatch.setattr(levels, "TRIED_BLOCKS", 5)
+    look = SceneReader.read
+    monkeypatch.setattr(SceneReader, "read", lambda self, *window: read.append(window) or look(self, *window))
+    assert tone(scene) is not None
+    assert len(read) == 5
 
 
 def test_a_model_of_compact_objects_finds_the_same_in_a_scene_of_another_tone(world, tmp_path, caplog):
