@@ -56,10 +56,9 @@ class DataOptions(BaseModel):
     separate: bool = Field(True, description="learn compact objects apart, so that those that touch are found apart")
     src_crs: str | None = Field(None, description="CRS of scenes that state none")
     registered: bool = Field(False, description="lay products of a scene over the finest; detect does so too")
-    normalize: Literal["data", "near", "scene"] | None = Field(
-        None, description="bands are scaled by statistics of all scenes; so, and in detect scenes of another tone are "
-        "moved near those learnt from, as when left out where all classes are of compact objects; by each scene's own"
-    )  # fmt: skip
+    normalize: Literal["data", "scene"] = Field(
+        "data", description="statistics bands are brought to: of all scenes, or each scene its own (so in detect)"
+    )
 
 
 class ModelOptions(BaseModel):

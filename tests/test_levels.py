@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 
 import satseg
-from satseg.errors import InputError, ModelError
+from satseg.errors import InputError, ModelError, UsageError
 from satseg.imagery import levels
 from satseg.imagery.levels import NEAR, brought_near, levelled, room_around, tone
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
@@ -236,30 +237,51 @@ def test_of_a_mosaic_that_is_mostly_empty_a_bounded_number_of_blocks_is_read(mon
     assert len(read) == 5
 
 
-def test_a_model_of_compact_objects_finds_the_same_in_a_scene_of_another_tone(world, tmp_path, caplog):
+def test_a_collar_that_no_nodata_declares_is_not_of_the_tone(tmp_path):
+    data = noise(3, 90, 70).clip(1, 254).astype(np.uint8)
+    framed = np.pad(data, ((0, 0), (40, 0), (0, 60)))
+    framed[:, :40] = 255
+    bare, collared = (
+        satseg.open_scene(write_tiff(tmp_path / f"{name}.tif", pixels))
+        for name, pixels in (("bare", data), ("collared", framed))
+    )
+    assert tone(collared) == pytest.approx(tone(bare), abs=0.5)
+
+
+def test_a_scene_of_another_tone_is_found_in_as_one_of_the_tone_learnt(world, tmp_path, caplog):
     written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
-    model, fixed = learnt(world, normalize="near"), learnt(world, normalize="data")
+    model = learnt(world)
     own = satseg.predict(model, world / "day.tif").data
-    assert np.array_equal(own, satseg.predict(fixed, world / "day.tif").data)  # of the tone learnt
+    assert np.array_equal(satseg.predict(model, world / "day.tif", tone="near").data, own)
     assert "another tone" not in caplog.text
-    near, far = (abs(satseg.predict(one, tmp_path / "dark.tif").data - own).max() for one in (model, fixed))
-    assert "another tone" in caplog.text
-    assert near < far / 2
-    assert [one.card.info()["normalize"] for one in (model, fixed)] == ["near", "data"]
-    assert "another" in model.summary()
+    far, near = (satseg.predict(model, tmp_path / "dark.tif", tone=tone).data for tone in ("own", "near"))
+    assert caplog.text.count("another tone") == 1
+    assert abs(near - own).max() < abs(far - own).max() / 2
     model.save(tmp_path / "m.safetensors")
     assert satseg.load_model(tmp_path / "m.safetensors", device="cpu").room == model.room
 
 
-def test_scenes_are_brought_near_by_default_where_all_classes_are_of_compact_objects(world, tmp_path):
-    assert learnt(world).room
-    labels = geopandas.read_file(world / "labels.gpkg")
-    left, bottom, right, top = satseg.open_scene(world / "day.tif").grid.bounds
-    field = geopandas.GeoDataFrame({"class_name": ["field"]}, geometry=[shapely.box(left, bottom, right, top)], crs=UTM)
-    geopandas.pd.concat([labels, field]).to_file(tmp_path / "both.gpkg")
-    both = satseg.train([(world / "day.tif", tmp_path / "both.gpkg")], config=RunConfig.from_overrides(TINY))
-    assert not both.room
-    assert both.card.info()["normalize"] == "data"
+def test_a_part_brought_near_is_detected_as_in_the_whole(world, tmp_path):
+    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    model, scene = learnt(world), satseg.open_scene(tmp_path / "dark.tif")
+    whole = satseg.predict(model, scene, halo="exact", tone="near")
+    bounds = scene.grid.crop(Window(16, 32, 40, 50)).bounds
+    part = satseg.predict(model, scene, halo="exact", tone="near", bounds=bounds)
+    assert np.allclose(part.data, whole.data[:, 32:82, 16:56], atol=1e-5)
+
+
+def test_a_model_that_knows_no_tone_brings_nothing_near(world, model):
+    known = learnt(world)
+    sources = tuple(source.model_copy(update={"tone": ()}) for source in known.card.training.sources)
+    training = known.card.training.model_copy(update={"sources": sources})
+    unknown = replace(known, card=known.card.model_copy(update={"training": training}))
+    assert unknown.room == Ensemble.of([known, unknown]).room == {}
+    for one, why in ((unknown, "does not know"), (model, "its own levels")):
+        with pytest.raises(UsageError, match=why) as caught:
+            satseg.predict(one, world / "day.tif", tone="near")
+        assert caught.value.code == "E-USE-029"
+    with pytest.raises(UsageError, match="'own' or 'near'"):
+        satseg.predict(known, world / "day.tif", tone="far")
 
 
 def test_an_ensemble_leaves_the_room_of_all_its_members(world):
@@ -269,4 +291,3 @@ def test_an_ensemble_leaves_the_room_of_all_its_members(world):
     assert room == {
         name: (min(day.room[name][0], dusk.room[name][0]), max(day.room[name][1], dusk.room[name][1])) for name in NAMES
     }
-    assert Ensemble.of([day, learnt(world, normalize="data", seed=1)]).room == {}

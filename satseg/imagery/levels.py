@@ -14,8 +14,8 @@ by itself 0.16, and 0.64 with none allowed. Zanzibar, which is near: 0.61, and 0
 0.53 and 0.55. With red darker by 25 counts and blue of half the contrast laid on: Las Vegas 0.22 and 0.62 brought near,
 Zanzibar 0.11 and 0.56, Nairobi 0.28 and 0.32. A scene has another mean, too, because other things are in it: pieces of
 77 m, each taken for a scene, have 0.60 and 0.59 in Zanzibar, 0.52 and 0.53 in Nairobi, 0.61 and 0.65 in Las Vegas.
-Where a class covers the ground, such as water, it makes the mean: so this is the default where all classes are of
-compact objects alone.
+Where a class covers the ground, such as water, it makes the mean, and files of one flight are moved each for itself: so
+it is an option of detection, ``tone="near"``, and not the default. Every model card keeps the tones for it.
 
 The statistics are robust as those of a data set are (of values clipped to percentiles), measured on blocks spread over
 the whole scene at its working resolution, so that a detection inside an area of interest equals the same pixels of a
@@ -76,9 +76,18 @@ def levelled(scene: Scene) -> Scene:
 
 
 def tone(scene: Scene) -> Tone | None:
-    """Return the mean of each band of `scene`, clipped as in `normalization`; None when no valid pixel was found."""
+    """Return the mean of each band of `scene`, clipped as in `normalization`; None when no pixel that counts was found.
+
+    Pixels that are 0, or the greatest number of the scene's type, in all bands do not count: collars that no nodata
+    value declares.
+
+    Raises
+    ------
+    InputError
+        Values pass the range of float32 (E-IN-051).
+    """
     meter = Normalizer(scene.bands)
-    _look(meter, scene, nothing, seed=SEED, most=TRIED_BLOCKS)
+    _look(meter, scene, nothing, seed=SEED, most=TRIED_BLOCKS, collars=False)
     return meter.result().offset if meter.count else None
 
 
@@ -127,8 +136,11 @@ def measured(looks: Sequence[tuple[Scene, Hidden]], *, seed: int) -> Normalizati
     return meter.result()
 
 
-def _look(meter: Normalizer, scene: Scene, hidden: Hidden, *, seed: int, most: int | None = None) -> None:
+def _look(
+    meter: Normalizer, scene: Scene, hidden: Hidden, *, seed: int, most: int | None = None, collars: bool = True
+) -> None:
     """Let `meter` see up to `MEASURED_BLOCKS` blocks of `scene` that have any pixel which counts, of `most` read."""
+    fills = (0, np.iinfo(scene.dtype).max) if np.issubdtype(scene.dtype, np.integer) else (0,)
     seen = 0
     with scene.reader() as reader:
         for block in islice(scattered_blocks(*scene.grid.shape, side=BLOCK_PX, seed=seed), most):
@@ -136,6 +148,8 @@ def _look(meter: Normalizer, scene: Scene, hidden: Hidden, *, seed: int, most: i
             usable = raster.valid.copy()
             for part in hidden(block):
                 usable[slices(part, block)] = False
+            for fill in () if collars else fills:
+                usable &= (raster.data != fill).any(axis=0)
             if usable.any():
                 meter.update(replace(raster, valid=usable))
                 seen += 1

@@ -131,7 +131,7 @@ class TrainingSource(_Part):
     """One pair of scene and labels: its files, and the ground that it covers.
 
     `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`. `tone` is the mean of each
-    band, in the order of the network's input, where scenes are to be brought near.
+    band, in the order of the network's input; empty where it is not known.
     """
 
     files: tuple[FileHash, ...] = ()
@@ -253,13 +253,8 @@ class ModelCard(_Part):
 
     @property
     def room(self) -> dict[str, tuple[float, float]]:
-        """Into which bands of a scene to detect in are brought, around those learnt from; none where they are not."""
+        """Into which ``tone="near"`` brings the bands of a scene, around those learnt from; none where not known."""
         return room_around([source.tone for source in self.training.sources if source.tone], self.normalization)
-
-    @property
-    def normalize(self) -> str:
-        """How scenes are brought to the network's numbers, as the option of ``[data]`` says it."""
-        return "scene" if self.levels else "near" if self.room else "data"
 
     def told(self, name: str) -> object:
         """Return the option `name` of ``[data]`` as the training had it; None where the card says nothing of it."""
@@ -273,7 +268,7 @@ class ModelCard(_Part):
             "gsd_m": self.gsd_m,
             "halo": self.halo,
             "sensor": self.sensor,
-            "normalize": self.normalize,
+            "normalize": "scene" if self.levels else "data",
             "bands": [band.model_dump() for band in self.bands],
             "classes": class_facts(self.classes),
         }

@@ -106,6 +106,9 @@ class DetectOptions:
     register : bool, optional
         Lay the products of the scene over the finest, also of one that is open, unless that has been done; as the
         scenes were that the model learnt from when left out.
+    tone : {"own", "near"}
+        "near": a scene whose bands lie off all that the model learnt from, as another sensor's or another light's do,
+        is moved near them, and told of; measured on the whole scene (`satseg.imagery.levels`).
     """
 
     bounds: Bounds | None = None
@@ -126,9 +129,11 @@ class DetectOptions:
     rules: bool = True
     score_type: ScoreType = "float32"
     register: bool | None = None
+    tone: Literal["own", "near"] = "own"
 
     def __post_init__(self) -> None:
-        choices = {"tta": tuple(TTA), "engine": ENGINES, "score_type": get_args(ScoreType), "mean": (None, *MEANS)}
+        choices = {"tta": tuple(TTA), "engine": ENGINES, "score_type": get_args(ScoreType), "mean": (None, *MEANS),
+                   "tone": ("own", "near")}  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
@@ -174,6 +179,23 @@ class DetectOptions:
             strips_ahead=2 if on_gpu else 1,
             bands_ahead=1 if on_gpu else 0,
         )
+
+    def toned(self, model: Predictor, scene: Scene) -> Scene:
+        """`scene` at its own levels where the model learnt so, or near the tones that it knows.
+
+        Raises
+        ------
+        UsageError
+            `tone` is "near", and the model reads scenes by their own levels or does not know the tones of its own.
+        InputError
+            As `levelled`, and `brought_near`.
+        """
+        if self.tone == "own":
+            return levelled(scene) if model.levels else scene
+        if model.levels or not model.room:
+            why = "brings every scene to its own levels" if model.levels else "does not know the tones it learnt from"
+            raise UsageError(f"tone='near', but the model {why}", hint="leave tone out", code="E-USE-029")
+        return brought_near(scene, model.room)
 
     def thresholds(self, model: Predictor) -> NDArray[np.float32]:
         """One threshold per plane: for classes the option or the model's own, for their cores `CORE_LEVEL`."""
@@ -232,7 +254,7 @@ class Detection:
             )  # fmt: skip
         if options.mean is not None and len(model.members) == 1 and options.tta == "none":
             log.warning("one model and one view have no %s mean: scores are as they are", options.mean)
-        scene = levelled(scene) if model.levels else brought_near(scene, model.room)
+        scene = options.toned(model, scene)
         window, working = options.window(scene), options.working(model)
         working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(

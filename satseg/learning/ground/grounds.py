@@ -22,12 +22,12 @@ import shapely
 from numpy.typing import NDArray
 
 from satseg.classes import rules_among
-from satseg.errors import BandError, LabelError, UsageError
+from satseg.errors import BandError, InputError, LabelError, UsageError
 from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import Room, Tone, brought_near, levelled, measured, room_around, tone
+from satseg.imagery.levels import Tone, levelled, measured, tone
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
@@ -87,7 +87,7 @@ class Prepared:
     separated: tuple[str, ...] = ()
     """Classes whose objects are learnt apart, by cores."""
     tones: tuple[Tone | None, ...] = ()
-    """Of the scenes of `grounds`, where others are to be brought near them; None: without a valid pixel."""
+    """Of the scenes of `grounds`; None: without a pixel that counts."""
 
     @property
     def levelled(self) -> bool:
@@ -200,12 +200,7 @@ def prepare(
     if config.data.normalize == "scene":
         grounds, validation = _changed(grounds, validation, _levelled)
     normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
-    compact = {*object_classes(widths)} == {item.name for item in classes}
-    near = config.data.normalize == "near" or (compact and config.data.normalize is None)
-    tones = tuple(tone(ground.scene) for ground in grounds) if near else ()
-    if validation is not grounds:
-        room = room_around([one for one in tones if one is not None], normalization)
-        validation = tuple(_brought_near(ground, room) for ground in validation)
+    tones = tuple(_tone(ground.scene) for ground in grounds)
     _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
@@ -234,8 +229,13 @@ def _levelled(ground: Ground) -> Ground:
     return dataclasses.replace(ground, scene=levelled(ground.scene))
 
 
-def _brought_near(ground: Ground, room: Room) -> Ground:
-    return dataclasses.replace(ground, scene=brought_near(ground.scene, room))
+def _tone(scene: Scene) -> Tone | None:
+    """The tone of a scene to learn from; None where it has none, or values that the data as a whole can do with."""
+    try:
+        return tone(scene)
+    except InputError as error:
+        log.warning("the tone of %s is not kept: %s", scene.name, error)
+        return None
 
 
 def _with_cores(ground: Ground, names: Sequence[str]) -> Ground:

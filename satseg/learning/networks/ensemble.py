@@ -96,7 +96,7 @@ class Predictor(Protocol):
 
     @property
     def room(self) -> Room:
-        """Into which the bands of a scene are to be brought first; none where they are not."""
+        """Into which ``tone="near"`` brings the bands of a scene; none where it is not known."""
 
     @property
     def stride(self) -> int:
@@ -240,7 +240,7 @@ class Ensemble:
 
     @property
     def room(self) -> Room:
-        """Into which the bands of a scene are to be brought first: that of all members; none where one has none."""
+        """Into which ``tone="near"`` brings the bands of a scene: that of all members; none where one has none."""
         rooms = [model.room for model in self.members]
         if not all(rooms):
             return {}
@@ -283,7 +283,7 @@ class Ensemble:
             "stacked": [self.classes[plane] for plane, _ in self.stackers],
             "gsd_m": self.gsd_m,
             "halo": max(model.halo for model in self.members),
-            "normalize": "scene" if self.levels else "near" if self.room else "data",
+            "normalize": "scene" if self.levels else "data",
             "bands": [{"name": name} for name in self.bands],
             "classes": class_facts(self.items),
         }

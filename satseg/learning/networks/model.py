@@ -101,7 +101,7 @@ class Model:
 
     @property
     def room(self) -> Room:
-        """Into which the bands of a scene are to be brought first; none where they are not."""
+        """Into which ``tone="near"`` brings the bands of a scene; none where it is not known."""
         return self.card.room
 
     @property
@@ -156,7 +156,6 @@ class Model:
         reach = "a reach without end" if self.network.reach is None else self.network.halo
         lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {reach}"]
         lines += ["levels  each scene's own"] if self.levels else []
-        lines += ["tone    scenes of another are brought near those learnt from"] if self.room else []
         for name, level in self.thresholds.items():
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"
