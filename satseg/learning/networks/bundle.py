@@ -189,7 +189,7 @@ def _refuse_other_kinds(start: bytes, length: int, path: Path) -> None:
         return
     hint = OTHERS_OF_OURS.get(path.suffix.lower(), ONLY_OURS)
     for magic, kind in FOREIGN_KINDS:
-        if start.startswith(magic):
+        if start.startswith(magic) and len(start) > LENGTH_BYTES:  # shorter, it may be ours, cut within its length
             raise ModelError(f"{path} is {kind}", hint=hint, code="E-MOD-011", path=path)
     raise ModelError(f"{path} is no model file", hint=hint, code="E-MOD-012", path=path)
 
