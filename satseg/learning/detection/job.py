@@ -60,7 +60,9 @@ from satseg.vector.finish import Cleaning
 log = logging.getLogger(__name__)
 
 CORE_LEVEL = 0.5
-"""Score from which on a pixel is of a core: from 0.4 to 0.7 F1 of dense roofs moves by 0.01."""
+"""Score from which on a pixel is of a core. At 0.3 large roofs of unseen towns stay whole, an F1 of 0.56 for 0.53 in
+Zanzibar, 0.46 for 0.44 in Nairobi, 0.27 for 0.22 in Las Vegas; dense ones merge, 0.33 for 0.47 in Banepa, which was
+learnt from. Scores of areas do not move."""
 
 
 @dataclass(frozen=True, slots=True)
