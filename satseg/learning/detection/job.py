@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 CORE_LEVEL = 0.5
 """Score from which on a pixel is of a core. At 0.3 large roofs of unseen towns stay whole, an F1 of 0.56 for 0.53 in
 Zanzibar, 0.46 for 0.44 in Nairobi, 0.27 for 0.22 in Las Vegas; dense ones merge, 0.33 for 0.47 in Banepa, which was
-learnt from. Scores of areas do not move."""
+learnt from. The Jaccard of areas moves by 0.02 at most."""
 
 
 @dataclass(frozen=True, slots=True)
