@@ -88,7 +88,8 @@ def tone(scene: Scene) -> Tone | None:
         Values pass the range of float32 (E-IN-051).
     """
     meter = Normalizer(scene.bands)
-    _look(meter, scene, nothing, seed=SEED, most=TRIED_BLOCKS, collars=False)
+    fills = (0, np.iinfo(scene.dtype).max) if np.issubdtype(scene.dtype, np.integer) else (0,)
+    _look(meter, scene, nothing, seed=SEED, most=TRIED_BLOCKS, fills=fills)
     return meter.result().offset if meter.count else None
 
 
@@ -138,10 +139,12 @@ def measured(looks: Sequence[tuple[Scene, Hidden]], *, seed: int) -> Normalizati
 
 
 def _look(
-    meter: Normalizer, scene: Scene, hidden: Hidden, *, seed: int, most: int | None = None, collars: bool = True
+    meter: Normalizer, scene: Scene, hidden: Hidden, *, seed: int, most: int | None = None, fills: Sequence[int] = ()
 ) -> None:
-    """Let `meter` see up to `MEASURED_BLOCKS` blocks of `scene` that have any pixel which counts, of `most` read."""
-    fills = (0, np.iinfo(scene.dtype).max) if np.issubdtype(scene.dtype, np.integer) else (0,)
+    """Let `meter` see up to `MEASURED_BLOCKS` blocks of `scene` that have any pixel which counts, of `most` read.
+
+    Pixels that are one of `fills` in all bands do not count.
+    """
     seen = 0
     with scene.reader() as reader:
         for block in islice(scattered_blocks(*scene.grid.shape, side=BLOCK_PX, seed=seed), most):
@@ -149,7 +152,7 @@ def _look(
             usable = raster.valid.copy()
             for part in hidden(block):
                 usable[slices(part, block)] = False
-            for fill in () if collars else fills:
+            for fill in fills:
                 usable &= (raster.data != fill).any(axis=0)
             if usable.any():
                 meter.update(replace(raster, valid=usable))

@@ -22,12 +22,12 @@ import shapely
 from numpy.typing import NDArray
 
 from satseg.classes import rules_among
-from satseg.errors import BandError, InputError, LabelError, UsageError
+from satseg.errors import BandError, LabelError, UsageError
 from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import Tone, levelled, measured, tone
+from satseg.imagery.levels import levelled, measured
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
@@ -86,8 +86,6 @@ class Prepared:
     normalization: Normalization
     separated: tuple[str, ...] = ()
     """Classes whose objects are learnt apart, by cores."""
-    tones: tuple[Tone | None, ...] = ()
-    """Of the scenes of `grounds`; None: without a pixel that counts."""
 
     @property
     def levelled(self) -> bool:
@@ -200,12 +198,11 @@ def prepare(
     if config.data.normalize == "scene":
         grounds, validation = _changed(grounds, validation, _levelled)
     normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
-    tones = tuple(_tone(ground.scene) for ground in grounds)
     _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
         grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
-    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated, tones)
+    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)
 
 
 def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:
@@ -227,15 +224,6 @@ def _changed(
 
 def _levelled(ground: Ground) -> Ground:
     return dataclasses.replace(ground, scene=levelled(ground.scene))
-
-
-def _tone(scene: Scene) -> Tone | None:
-    """The tone of a scene to learn from; None where it has none, or values that the data as a whole can do with."""
-    try:
-        return tone(scene)
-    except InputError as error:
-        log.warning("the tone of %s is not kept: %s", scene.name, error)
-        return None
 
 
 def _with_cores(ground: Ground, names: Sequence[str]) -> Ground:

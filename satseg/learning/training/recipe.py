@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from itertools import repeat
 from pathlib import Path
 
 import shapely
 import torch
 
 from satseg.crs import describe
-from satseg.errors import UsageError
-from satseg.imagery.levels import Tone
+from satseg.errors import InputError, UsageError
+from satseg.imagery.levels import Tone, tone
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
@@ -115,7 +114,7 @@ def finished_model(
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
     )
     training = Training(
-        sources=tuple(map(_source, prepared.grounds, prepared.tones or repeat(None))),
+        sources=tuple(map(_source, prepared.grounds)),
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
@@ -175,15 +174,24 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _source(ground: Ground, tone: Tone | None) -> TrainingSource:
+def _source(ground: Ground) -> TrainingSource:
     grid = ground.scene.grid
     return TrainingSource(
         files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),
-        tone=tone or (),
+        tone=_tone(ground.scene) or (),
     )
+
+
+def _tone(scene: Scene) -> Tone | None:
+    """The tone of a scene learnt from; None where it has none, or values that the data as a whole can do with."""
+    try:
+        return tone(scene)
+    except InputError as error:
+        log.warning("the tone of %s is not kept: %s", scene.name, error)
+        return None
 
 
 def _band_cards(names: Sequence[str], given: str | None, scene: Scene) -> tuple[BandCard, ...]:
