@@ -88,6 +88,14 @@ def test_one_core_no_core_and_specks_cut_nothing():
     np.testing.assert_array_equal(separated(codes)[0], codes[0])
 
 
+def test_cores_smaller_than_those_of_the_least_object_are_no_seeds():
+    codes = roofs(60, 60, 15)  # cores of 11 x 11 pixels
+    for least, count in ((0, 16), (380, 16), (420, 1)):
+        separator = Separator([(0, 1)], planes=1, least_px=[least])
+        fed = separator.feed(codes)
+        assert parts(np.concatenate([fed, separator.finish()], axis=1)[0]) == count
+
+
 def test_planes_without_cores_pass_as_they_are():
     codes = np.concatenate([roofs(350, 40, 10), roofs(350, 40, 10)[:1]])[[0, 2, 1]]
     found = separated(codes, 7, 200, pairs=((1, 2),), planes=2)

@@ -28,6 +28,13 @@ SLAB, MARGIN = 160, 48
 """Rows cut at a time, and rows seen above and below them: more than an object's width, at 10 bytes a pixel."""
 LEAST_CORE_PX = 8
 """Cores of fewer pixels are specks and no seeds."""
+CORE_SHARE = 0.3
+"""Of the pixels of the least object: its core has about as many (`satseg.imagery.cores`), and a smaller one is no seed.
+
+What grows from one would be dropped for its size after it has been cut from its neighbour. Of buildings with least
+objects of 123 pixels, seeds of 40 pixels instead of 8 brought 0.01 of Jaccard in Las Vegas and in Banepa, and nothing
+to 0.002 in Nairobi and Zanzibar; F1 rose by 0.02, and fell by 0.01 in Banepa (means of one to six networks).
+"""
 WORK_BYTES = 10
 """Bytes per pixel of a slab with its margins: codes, basins, queue."""
 
@@ -41,10 +48,15 @@ class Separator:
         Plane of a class, and plane of its cores, among those that are fed.
     planes : int
         How many planes come out: the first ones.
+    least_px : sequence of float, optional
+        Pixels of the least object that is kept, one per pair.
     """
 
-    def __init__(self, pairs: Sequence[tuple[int, int]], *, planes: int) -> None:
+    def __init__(
+        self, pairs: Sequence[tuple[int, int]], *, planes: int, least_px: Sequence[float] | None = None
+    ) -> None:
         self._pairs, self._planes = tuple(pairs), planes
+        self._seed_px = [max(LEAST_CORE_PX, round(CORE_SHARE * size)) for size in least_px or [0.0] * len(self._pairs)]
         self._held: list[NDArray[np.uint8]] = []
         self._above = 0  # rows held that are finished, and seen as a margin
 
@@ -91,9 +103,9 @@ class Separator:
         result = rows[: self._planes, first : first + count].copy()
         shape = rows.shape[1:]
         basins, queue = np.empty(shape, np.int32), np.empty(rows[0].size, np.int32)
-        for plane, core in self._pairs:
+        for (plane, core), least in zip(self._pairs, self._seed_px, strict=True):
             mask, cores = np.ascontiguousarray(rows[plane]), np.ascontiguousarray(rows[core])
-            if _seeds(mask, cores, basins, queue, LEAST_CORE_PX) > 1:
+            if _seeds(mask, cores, basins, queue, least) > 1:
                 _flood(mask, basins, queue)
                 _part(mask, basins, first, result[plane])
         return result

@@ -286,6 +286,7 @@ class Detection:
             score_type=options.score_type,
             threads=min(len(model.classes), max(1, torch.get_num_threads())),
             cores=model.cores,
+            pixel_m2=self.scene.grid.pixel_area_m2() if model.cores else 0.0,
             rules=options.rules,
         )
 

@@ -93,6 +93,8 @@ class Making:
         Of the file of scores.
     cores : tuple of (int, int)
         Planes of codes: of a class whose objects are cut apart, and of its cores.
+    pixel_m2 : float
+        Size of a pixel, by which small cores are told; 0: not known.
     threads : int
         That outline classes at the same time.
     rules : bool
@@ -106,12 +108,19 @@ class Making:
     score_type: ScoreType = "float32"
     threads: int = 1
     cores: tuple[tuple[int, int], ...] = ()
+    pixel_m2: float = 0.0
     rules: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the classes."""
         return tuple(item.name for item in self.classes)
+
+    def separator(self) -> Separator:
+        """Return what cuts objects apart in codes."""
+        least = [self.cleaning.sizes(self.names[plane])[0] for plane, _ in self.cores]
+        sizes = [size / self.pixel_m2 if self.pixel_m2 else 0.0 for size in least]
+        return Separator(self.cores, planes=len(self.classes), least_px=sizes)
 
     def polygonizer(self) -> Polygonizer | RuledPolygonizer:
         """Return what makes features of codes."""
@@ -151,7 +160,7 @@ class Products:
         self._polygonizer = making.polygonizer() if collect or targets.features else None
         self._batches: list[geopandas.GeoDataFrame] = []
         self._any_valid = False
-        self._separator = Separator(making.cores, planes=len(making.classes))
+        self._separator = making.separator()
         self.counts: Counter[str] = Counter()
         """Features of each class so far."""
 
