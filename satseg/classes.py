@@ -59,6 +59,7 @@ class ClassItem(Document):
     color: Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     min_area_m2: Size = 0.0
+    min_sure_m2: Size = Field(0.0, description="least of a feature's area times (score - threshold) / (1 - threshold)")
     min_hole_m2: Size = 0.0
     buffer_m: float = Field(0.0, description="how far features grow; they shrink below 0")
     simplify_m: Size = 0.0
@@ -111,11 +112,11 @@ class ClassSpec(Spec):
 
     def rows(self) -> Rows:
         """Return one row for each class, after the header."""
-        header = ("id", "class", "color", "threshold", "min area m2", "min hole m2", "rules")
+        header = ("id", "class", "color", "threshold", "min area m2", "min sure m2", "min hole m2", "rules")
         return header, *(
             (str(item.id), item.name, item.color, *map(number_text, figures), "; ".join(item.rules))
             for item in self.classes
-            for figures in [(item.threshold, item.min_area_m2, item.min_hole_m2)]
+            for figures in [(item.threshold, item.min_area_m2, item.min_sure_m2, item.min_hole_m2)]
         )
 
 

@@ -19,7 +19,7 @@ from satseg.errors import SatsegError
 from satseg.grid import Grid
 from satseg.imagery.labels import rasterize
 from satseg.vector import polygonizer as polygonizer_module
-from satseg.vector.finish import Cleaning, Measure, clean
+from satseg.vector.finish import Cleaning, Measure, Sure, clean
 from satseg.vector.layers import LABELS, WEIGHTS, PlaneCode, small_hole_px
 from satseg.vector.pockets import Pockets
 from satseg.vector.polygonizer import Polygonizer
@@ -78,8 +78,12 @@ def whole(codes: np.ndarray, grid: Grid, cleaning: Cleaning) -> set[tuple[bytes,
         means = np.concatenate([part.sums / part.pixels for part in parts])
         area, hole = cleaning.sizes(name)
         polygons, kept = clean(polygons, measure, min_area_m2=area, min_hole_m2=hole)
-        scores = SCORES[k][0] + SCORES[k][1] * means[kept]
-        found |= rows_of(polygons, [name] * len(kept), scores, measure.areas(polygons))
+        scores, areas = SCORES[k][0] + SCORES[k][1] * means[kept], measure.areas(polygons)
+        if name in cleaning.sure:
+            least, above = cleaning.sure[name].least_m2, cleaning.sure[name].above
+            sure = areas * (scores - above) >= least * (1 - above) * (1 - 1e-9)
+            polygons, scores, areas = polygons[sure], scores[sure], areas[sure]
+        found |= rows_of(polygons, [name] * len(polygons), scores, areas)
     return found
 
 
@@ -101,13 +105,15 @@ def rows(layer: geopandas.GeoDataFrame) -> set[tuple[bytes, str, float, float]]:
     place=st.sampled_from(list(PLACES)),
     area=st.sampled_from([0.0, 3.0, 20.0]),
     hole=st.sampled_from([0.0, 3.0, 9.0, 21.0, 100.0, 1e4]),
+    sure=st.sampled_from([None, 0.7, 5.2]),
 )
 def test_a_stream_is_cleaned_as_a_whole_layer(
-    seed: int, shape: tuple[int, int, int], place: str, area: float, hole: float
+    seed: int, shape: tuple[int, int, int], place: str, area: float, hole: float, sure: float | None
 ) -> None:
     grid, codes = grid_of(place, *shape[1:]), noise(seed, shape)
     pixel = grid.pixel_area_m2()
-    cleaning = Cleaning(area * pixel, {"roof": hole * pixel, "tree": 12.0 * pixel})
+    asked = {} if sure is None else {"roof": Sure(sure * pixel, 0.47)}
+    cleaning = Cleaning(area * pixel, {"roof": hole * pixel, "tree": 12.0 * pixel}, sure=asked)
     expected = whole(codes, grid, cleaning)
     layers = [joined(fed(codes, grid, cuts_of(seed + n, grid.height), cleaning=cleaning)) for n in range(3)]
     assert rows(layers[0]) == expected
@@ -193,6 +199,18 @@ def test_simplified_layers_come_at_the_end() -> None:
     again = fed(codes, grid, [], cleaning=cleaning)
     pandas.testing.assert_frame_equal(batches[-1], again[-1])
     assert batches[-1].is_valid.all()
+
+
+@pytest.mark.parametrize("simplify_m", [0.0, 0.1])
+def test_what_is_small_has_to_be_surer(simplify_m: float) -> None:
+    codes = np.zeros((1, 12, 30), np.uint8)
+    for col, size, code in ((1, 3, 100), (6, 3, 150), (12, 6, 50), (20, 6, 20)):  # 9 and 36 pixels of 4 m2
+        codes[0, 2 : 2 + size, col : col + size] = code
+    cleaning = Cleaning(4.0, simplify_m=simplify_m, sure={"roof": Sure(20.0, 0.5)})
+    layer = joined(fed(codes, grid_of("metres", 12, 30), [4], cleaning=cleaning))
+    # areas by (code - 1) / 253, which is where its score lies between 0.5 and 1: 14.1, 21.2, 27.9 and 10.8
+    assert layer.area_m2.tolist() == pytest.approx([36.0, 144.0], rel=2e-3)
+    assert len(joined(fed(codes, grid_of("metres", 12, 30), [], cleaning=cleaning, score_of=None))) == 4
 
 
 def test_without_scores_they_are_nan_and_empty_masks_give_empty_batches() -> None:

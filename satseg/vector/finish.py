@@ -10,19 +10,41 @@ polygon by polygon (opens gaps between neighbours).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
+from satseg.classes import ClassItem
 from satseg.crs import Bounds, CRSLike, metric_crs, same_crs, transformer
 from satseg.errors import UsageError
 
 Geometries = NDArray[np.object_]
 _POLYGON, _MULTIPOLYGON, _COLLECTION = 3, 6, 7  # GEOS type numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Sure:
+    """How sure of a polygon one has to be: of a large one less than of a small one.
+
+    Parameters
+    ----------
+    least_m2 : float
+        Square metres that a polygon's area has, each counted as what its score is of the way from `above` to 1.
+    above : float
+        Score of which nothing counts, 0..1.
+    """
+
+    least_m2: float
+    above: float
+
+    def holds(self, areas_m2: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return of which polygons one is sure, (P,); of all those without a score (NaN)."""
+        counted = areas_m2 * (scores - self.above) / (1 - self.above)
+        return np.isnan(counted) | (counted >= less_rounding(self.least_m2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +59,25 @@ class Cleaning:
         Holes smaller than this are filled.
     simplify_m : float
         Bends that enclose less than this length squared are cut off; 0 keeps all.
+    sure : Sure by class name
+        Polygons of which one is less sure are dropped.
     """
 
     min_area_m2: float | Mapping[str, float] = 0.0
     min_hole_m2: float | Mapping[str, float] = 0.0
     simplify_m: float = 0.0
+    sure: Mapping[str, Sure] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, classes: Sequence[ClassItem], *, min_area_m2: float | None = None, simplify_m: float = 0.0) -> Cleaning:
+        """Return what `classes` say of sizes, or `min_area_m2` in place of all that they say of polygons."""
+        own = min_area_m2 is None
+        return cls(
+            {item.name: item.min_area_m2 if min_area_m2 is None else min_area_m2 for item in classes},
+            {item.name: item.min_hole_m2 for item in classes},
+            simplify_m,
+            {item.name: Sure(item.min_sure_m2, item.threshold) for item in classes if own and item.min_sure_m2 > 0},
+        )
 
     def __post_init__(self) -> None:
         for name in ("min_area_m2", "min_hole_m2", "simplify_m"):

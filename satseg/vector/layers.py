@@ -100,6 +100,11 @@ class Kinds:
         both = np.array([self.cleaning.sizes(name) for name in names]).reshape(-1, 2)[which]
         return both[:, 0], both[:, 1]
 
+    def sure(self, areas_m2: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return of which polygons one is sure enough, (P,); of all those of a plane whose values are classes."""
+        wanted = self.cleaning.sure.get(self.named[1]) if self.named else None
+        return np.ones(len(scores), bool) if wanted is None else wanted.holds(areas_m2, scores)
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -231,7 +236,8 @@ class PlaneStream:
         if self._pockets is not None:
             rows, cols = self._first_pixels(outlines)
         whole = Finished(polygons, found.values, found.scores, areas, found.bottoms, rows, cols)
-        return whole if not np.any(least > 0) else whole[areas >= less_rounding(least)]
+        kept = (areas >= less_rounding(least)) & self._kinds.sure(areas, found.scores)
+        return whole if kept.all() else whole[kept]
 
     def _first_pixels(self, outlines: Outlines) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return row and column of the first pixel of polygons that could lie in a small hole, -1 of others."""
@@ -339,6 +345,9 @@ class PlaneWhole:
         polygons = self._placed(found.polygons) if self._dense else found.polygons
         least, hole = self._kinds.sizes(found.values)
         polygons, kept = clean(polygons, self._measure, found.values, min_area_m2=least, min_hole_m2=hole)
+        if self._kinds.cleaning.sure:
+            sure = self._kinds.sure(self._measure.areas(polygons), found.scores[kept])
+            polygons, kept = polygons[sure], kept[sure]
         polygons, found = simplify(polygons, self._measure, self._kinds.cleaning.simplify_m), found[kept]
         areas = self._measure.areas(polygons)
         return Finished(polygons, found.values, found.scores, areas, found.bottoms, found.rows, found.cols)

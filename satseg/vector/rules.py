@@ -14,6 +14,7 @@ know of, and rules as code of each task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -109,7 +110,7 @@ class RuledPolygonizer:
             item.name: min(least[name] for name in (item.name, *(rule.to for rule in item.becomes)))
             for item in self._classes
         }
-        return Cleaning(lowest, cleaning.min_hole_m2, cleaning.simplify_m)
+        return replace(cleaning, min_area_m2=lowest)
 
     def _step(self, row: float) -> geopandas.GeoDataFrame:
         """Apply the rules to what has come; `row` as in `Erasing.settle`."""

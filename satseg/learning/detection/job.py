@@ -99,7 +99,8 @@ class DetectOptions:
     threshold : float, optional
         For all classes, in place of the model's own.
     min_area, simplify : float, optional
-        In square metres and metres; the model's minimum area when left out, no simplification but that of its rules.
+        In square metres and metres; what the model says of small features when left out, no simplification but that
+        of its rules.
         Simplifying all classes together needs all features in memory at once.
     rules : bool
         Whether the classes' rules hold beyond threshold and least sizes: growing, erasing and the like.
@@ -207,9 +208,7 @@ class DetectOptions:
 
     def cleaning(self, model: Predictor) -> Cleaning:
         """What is cleaned away of each class."""
-        classes = model.items
-        least = {c.name: c.min_area_m2 if self.min_area is None else self.min_area for c in classes}
-        return Cleaning(least, {c.name: c.min_hole_m2 for c in classes}, self.simplify)
+        return Cleaning.of(model.items, min_area_m2=self.min_area, simplify_m=self.simplify)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 SAME_GSD = 0.05
 """Share by which working resolutions may differ: as a scene's may from its model's."""
+SIZES = ("min_area_m2", "min_sure_m2", "min_hole_m2")
+"""Of clean-up, of which the least of several models' holds."""
 
 
 def check_together(cards: Sequence[ModelCard], names: Sequence[str]) -> None:
@@ -100,7 +102,7 @@ def common_items(
         first = same[0]
         levels = [item.threshold for item in same]
         own = fmean(levels) if mean == "arithmetic" else geometric_mean(levels)
-        least = {name: min(getattr(item, name) for item in same) for name in ("min_area_m2", "min_hole_m2")}
+        least = {name: min(getattr(item, name) for item in same) for name in SIZES}
         lengths = {name: fmean(getattr(item, name) for item in same) for name in ("buffer_m", "simplify_m")}
         items.append(first.model_copy(update={"threshold": given.get(first.name, own), **least, **lengths}))
     return tuple(items)

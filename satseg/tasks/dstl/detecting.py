@@ -250,12 +250,8 @@ def _composed(models: Models, tile: Tile, options: Mapping[str, Any]) -> geopand
         planes[first] = np.maximum(planes[first], told) if first in planes else told
         named[first] = named[first].model_copy(update={"becomes": rule.becomes})
     empty = np.zeros(grid.shape, np.uint8)
-    cleaning = Cleaning(
-        {name: item.min_area_m2 for name, item in named.items()},
-        {name: item.min_hole_m2 for name, item in named.items()},
-    )
     traced = RuledPolygonizer(
-        grid, tuple(named.values()), cleaning=cleaning,
+        grid, tuple(named.values()), cleaning=Cleaning.of(tuple(named.values())),
         score_of=[PlaneCode(item.threshold).score_of for item in named.values()],
     )  # fmt: skip
     parts = [traced.feed(np.stack([planes.get(name, empty) for name in named])), traced.finish()]
