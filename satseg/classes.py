@@ -59,7 +59,8 @@ class ClassItem(Document):
     color: Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     min_area_m2: Size = 0.0
-    min_sure_m2: Size = Field(0.0, description="least of a feature's area times (score - threshold) / (1 - threshold)")
+    min_sure_m2: Size = Field(0.0, description="least of area times (score - threshold) / (1 - threshold) of a feature")
+    min_core_m2: Size = Field(0.0, description="least inside that parts a feature from others, if insides are learnt")
     min_hole_m2: Size = 0.0
     buffer_m: float = Field(0.0, description="how far features grow; they shrink below 0")
     simplify_m: Size = 0.0

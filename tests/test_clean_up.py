@@ -10,7 +10,7 @@ import shapely
 from satseg.imagery.cores import median_widths
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.scene import open_scene
-from satseg.learning.ground.grounds import LARGEST_SPECK_PX, SURE_SHARE, with_clean_up
+from satseg.learning.ground.grounds import CORE_SHARE, LARGEST_SPECK_PX, SURE_SHARE, with_clean_up
 from satseg.learning.ground.split import Ground
 from satseg.specs import ClassItem
 from tests.factories import UTM, noise, north_up, write_tiff
@@ -51,7 +51,8 @@ def test_of_compact_objects_what_is_smaller_than_the_small_ones_is_dropped(tmp_p
     roof, = cleaned(items("roof"), ground_with(tmp_path, roofs(sides)))
     # the grid scale factor of UTM's central meridian makes areas on the ground larger by 0.08 %
     assert roof.min_area_m2 == pytest.approx(np.percentile(sides**2, 5), rel=2e-3)
-    assert roof.min_sure_m2 == pytest.approx(SURE_SHARE * roof.min_area_m2)
+    shares = (SURE_SHARE * roof.min_area_m2, CORE_SHARE * roof.min_area_m2)
+    assert (roof.min_sure_m2, roof.min_core_m2) == pytest.approx(shares)
     assert roof.min_hole_m2 == pytest.approx(min(LARGEST_SPECK_PX * GSD**2, roof.min_area_m2 / 2), rel=2e-3)
 
 
@@ -67,3 +68,6 @@ def test_sizes_of_a_class_spec_are_kept(tmp_path):
     given = [item.model_copy(update={"min_area_m2": 3.0}) for item in items("roof")]
     kept, = cleaned(given, ground_with(tmp_path, roofs([9.0] * 12)))
     assert (kept.min_area_m2, kept.min_sure_m2) == (3.0, 0.0)
+    given = [ClassItem(name="roof", id=1, color="#ff0000", min_sure_m2=0.0)]
+    kept, = cleaned(given, ground_with(tmp_path, roofs([9.0] * 12)))
+    assert (kept.min_area_m2, kept.min_sure_m2) == (pytest.approx(81 / 2, rel=2e-3), 0.0)

@@ -70,8 +70,7 @@ def test_specks_and_pores_ask_for_least_sizes():
 def test_what_is_right_already_gets_no_rules():
     one = item(min_area_m2=3.0, min_sure_m2=2.0, simplify_m=1.0)
     (fitted,) = fit_rules([one], [judged(blocks(10)[None], blocks(10)[None])])
-    bare = {"simplify_m": 0.0, "min_sure_m2": 0.0, "threshold": round(256 * USUAL) / 256}
-    assert fitted == one.model_copy(update=bare)
+    assert fitted == one.model_copy(update={"simplify_m": 0.0, "threshold": round(256 * USUAL) / 256})
 
 
 def test_a_class_that_is_not_there_stays_as_it_was():

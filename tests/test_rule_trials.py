@@ -52,8 +52,8 @@ class Streamed:
     def counts(self, classes: list[ClassItem]) -> np.ndarray:
         one, grid = self._one, self._one.scores.grid
         codes = [PlaneCode(c.threshold) for c in classes]
-        cleaning = Cleaning({c.name: c.min_area_m2 for c in classes}, {c.name: c.min_hole_m2 for c in classes})
-        traced = RuledPolygonizer(grid, classes, cleaning=cleaning, score_of=[code.score_of for code in codes])
+        scores = [code.score_of for code in codes]
+        traced = RuledPolygonizer(grid, classes, cleaning=Cleaning.of(classes), score_of=scores)
         planes = [code.codes(plane, one.scores.valid) for code, plane in zip(codes, one.scores.data, strict=True)]
         found = np.zeros(one.truth.shape, bool)
         for part in (traced.feed(np.stack(planes)), traced.finish()):
@@ -70,6 +70,7 @@ sizes = st.sampled_from([0.0, 0.0, 3.0, 20.0, 150.0])
 rules = st.fixed_dictionaries(
     {
         "threshold": st.sampled_from([0.4, 0.5, 0.7]), "min_area_m2": sizes, "min_hole_m2": sizes, "buffer_m": lengths,
+        "min_sure_m2": st.sampled_from([0.0, 0.0, 7.0, 40.0]),
     }
 )  # fmt: skip
 

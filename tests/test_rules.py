@@ -61,9 +61,7 @@ def noise(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
 def ruled(
     codes: np.ndarray, grid: Grid, classes: list[ClassItem], cuts: list[int] | None = None, **options: Any
 ) -> geopandas.GeoDataFrame:
-    cleaning = Cleaning(
-        {item.name: item.min_area_m2 for item in classes}, {item.name: item.min_hole_m2 for item in classes}, **options
-    )
+    cleaning = Cleaning.of(classes, **options)
     traced = RuledPolygonizer(grid, classes, cleaning=cleaning, score_of=[PlaneCode(0.5).score_of] * len(classes))
     edges = [0, *(cuts or []), grid.height]
     parts = [traced.feed(codes[:, top:end]) for top, end in pairwise(edges)] + [traced.finish()]

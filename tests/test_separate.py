@@ -19,9 +19,9 @@ from satseg.vector.layers import FIRST, INVALID, LAST, OUTSIDE
 from satseg.vector.separate import LEAST_CORE_PX, MARGIN, SLAB, Separator
 
 
-def separated(codes: np.ndarray, *cuts: int, pairs=((0, 1),), planes=1) -> np.ndarray:
+def separated(codes: np.ndarray, *cuts: int, pairs=((0, 1),), planes=1, least_px=None) -> np.ndarray:
     """All rows of `codes`, handed over in parts that end at `cuts`."""
-    separator = Separator(pairs, planes=planes)
+    separator = Separator(pairs, planes=planes, least_px=least_px)
     ends = [0, *sorted(cuts), codes.shape[1]]
     parts = [separator.feed(codes[:, top:bottom]) for top, bottom in pairwise(ends)]
     rest = separator.finish()
@@ -61,7 +61,8 @@ def test_how_rows_are_handed_over_changes_nothing(data):
     codes = np.where(smooth > 0.47, (smooth * 250).astype(np.uint8), OUTSIDE).astype(np.uint8)
     codes[:, rng.random((height, 23)) < 0.02] = INVALID
     cuts = data.draw(st.lists(st.integers(0, height), max_size=5))
-    np.testing.assert_array_equal(separated(codes, *cuts), separated(codes))
+    least = [data.draw(st.sampled_from([0, 30]))]
+    np.testing.assert_array_equal(separated(codes, *cuts, least_px=least), separated(codes, least_px=least))
 
 
 def test_only_the_mask_is_cut_and_only_where_two_basins_meet():
@@ -88,12 +89,19 @@ def test_one_core_no_core_and_specks_cut_nothing():
     np.testing.assert_array_equal(separated(codes)[0], codes[0])
 
 
-def test_cores_smaller_than_those_of_the_least_object_are_no_seeds():
+def test_cores_smaller_than_the_least_are_no_seeds():
     codes = roofs(60, 60, 15)  # cores of 11 x 11 pixels
-    for least, count in ((0, 16), (380, 16), (420, 1)):
-        separator = Separator([(0, 1)], planes=1, least_px=[least])
-        fed = separator.feed(codes)
-        assert parts(np.concatenate([fed, separator.finish()], axis=1)[0]) == count
+    for least, count in ((0, 16), (121, 16), (122, 1), (1e30, 1)):
+        assert parts(separated(codes, least_px=[least])[0]) == count
+
+
+@pytest.mark.parametrize("top", [0, 100, 150, 158, 160, 161, 170, 340])
+def test_where_slabs_end_cores_are_not_taken_for_small(top):
+    codes = np.zeros((2, 480, 80), np.uint8)
+    codes[0, top : top + 140, 10:62] = LAST
+    for col in (10, 36):
+        codes[1, top + 3 : top + 137, col + 3 : col + 23] = LAST  # 2680 pixels
+    assert parts(separated(codes, least_px=[2680])[0]) == 2
 
 
 def test_planes_without_cores_pass_as_they_are():

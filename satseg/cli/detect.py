@@ -95,7 +95,7 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 @click.option("--bounds", type=float, nargs=4, metavar="LEFT BOTTOM RIGHT TOP", help="Only this part of the scene.")
 @click.option("--bounds-crs", metavar="CRS", help="CRS of --bounds; the scene's own when left out.")
 @click.option("--threshold", type=float, help="For all classes, in place of the model's own.")
-@click.option("--min-area", type=float, metavar="M2", help="Drop smaller polygons, and no others.")
+@click.option("--min-area", type=float, metavar="M2", help="Drop smaller polygons; the model's own sizes if left out.")
 @click.option("--simplify", type=float, default=0.0, metavar="M", help="Tolerance in metres; shared edges stay shared.")
 @click.option(
     "--rules/--no-rules", default=True, help="The rules of the classes: growing, erasing and the like (info MODEL)."

@@ -282,7 +282,7 @@ class ModelCard(_Part):
 
 def class_facts(classes: Sequence[ClassItem]) -> list[dict[str, Any]]:
     """Return what is told of classes and their rules, in plain data."""
-    told = {"id", "threshold", "min_area_m2", "min_sure_m2", "min_hole_m2"}
+    told = {"id", "threshold", "min_area_m2", "min_sure_m2", "min_core_m2", "min_hole_m2"}
     return [{"name": item.name, **item.model_dump(include=told), "rules": list(item.rules)} for item in classes]
 
 

@@ -236,7 +236,7 @@ class PlaneStream:
         if self._pockets is not None:
             rows, cols = self._first_pixels(outlines)
         whole = Finished(polygons, found.values, found.scores, areas, found.bottoms, rows, cols)
-        kept = (areas >= less_rounding(least)) & self._kinds.sure(areas, found.scores)
+        kept = ((least <= 0) | (areas >= less_rounding(least))) & self._kinds.sure(areas, found.scores)
         return whole if kept.all() else whole[kept]
 
     def _first_pixels(self, outlines: Outlines) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

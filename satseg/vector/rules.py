@@ -63,9 +63,11 @@ class RuledPolygonizer:
         self._grid, self._frame, self._measure = grid, PixelFrame(grid), Measure(grid.crs, grid.bounds)
         self._classes = [_sized(item, cleaning) for item in classes]
         named = [(item.id, item.name) for item in classes]
-        self._planes = Planes(grid, named, cleaning=self._first(cleaning), score_of=score_of, threads=threads)
+        first = first_cleaning(classes, cleaning)
+        self._planes = Planes(grid, named, cleaning=first, score_of=score_of, threads=threads)
         grow = [max(0.0, item.buffer_m) for item in self._classes]
         reaches = [self._frame.reach(self._measure, length) if length else 0.0 for length in grow]
+        self._sure = cleaning.sure
         self._erasing = Erasing(
             self._classes, reaches=reaches, areas=lambda found: self._measure.areas(self._frame.back(found))
         )
@@ -103,15 +105,6 @@ class RuledPolygonizer:
         self._come.append(self._planes.finish())
         return self._step(np.inf)
 
-    def _first(self, cleaning: Cleaning) -> Cleaning:
-        """Return what may be cleaned away before a feature's class is certain."""
-        least = {item.name: item.min_area_m2 for item in self._classes}
-        lowest = {
-            item.name: min(least[name] for name in (item.name, *(rule.to for rule in item.becomes)))
-            for item in self._classes
-        }
-        return replace(cleaning, min_area_m2=lowest)
-
     def _step(self, row: float) -> geopandas.GeoDataFrame:
         """Apply the rules to what has come; `row` as in `Erasing.settle`."""
         found = Finished.joined([Finished.none(), *(batch for batch, _ in self._come)])
@@ -120,6 +113,8 @@ class RuledPolygonizer:
         numbers = np.arange(self._count, self._count + len(found))
         self._count += len(found)
         kinds, changed = self._kinds(found, kinds)
+        sure = self._sure_of(found, kinds, changed)
+        found, kinds, changed, numbers = found[sure], kinds[sure], changed[sure], numbers[sure]
         come, passing = [], []
         for k in range(len(self._classes)):
             own = np.flatnonzero(kinds == k)
@@ -142,6 +137,17 @@ class RuledPolygonizer:
             targets = np.array([*(names.index(one.to) for one in item.becomes), k])  # the last for -1
             kinds[own], again[own] = targets[rule], True
         return kinds, again
+
+    def _sure_of(
+        self, found: Finished, kinds: NDArray[np.int64], changed: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Return of which features one is sure enough, (P,): those that may have `changed` their class are asked."""
+        sure = np.ones(len(found), bool)
+        for k, item in enumerate(self._classes):
+            own = np.flatnonzero(changed & (kinds == k))
+            if len(own) and item.name in self._sure:
+                sure[own] = self._sure[item.name].holds(found.areas_m2[own], found.scores[own])
+        return sure
 
     def _reshaped(self, k: int, things: Things, again: NDArray[np.bool_]) -> Things:
         """Return features as the rules of class `k` shape each."""
@@ -182,6 +188,14 @@ class RuledPolygonizer:
             whole.polygons, class_ids=ids[kinds], class_names=names[kinds], scores=whole.scores,
             areas_m2=self._measure.areas(whole.polygons), crs=self._grid.crs,
         )  # fmt: skip
+
+
+def first_cleaning(classes: Sequence[ClassItem], cleaning: Cleaning) -> Cleaning:
+    """Return what of `cleaning` may be done before the class of a feature is certain."""
+    may_be = {item.name: (item.name, *(rule.to for rule in item.becomes)) for item in classes}
+    lowest = {name: min(cleaning.sizes(other)[0] for other in others) for name, others in may_be.items()}
+    alone = {name: sure for name, sure in cleaning.sure.items() if may_be[name] == (name,)}
+    return replace(cleaning, min_area_m2=lowest, sure=alone)
 
 
 def slab_rows(grid: Grid, planes: int) -> int:

@@ -28,13 +28,7 @@ SLAB, MARGIN = 160, 48
 """Rows cut at a time, and rows seen above and below them: more than an object's width, at 10 bytes a pixel."""
 LEAST_CORE_PX = 8
 """Cores of fewer pixels are specks and no seeds."""
-CORE_SHARE = 0.3
-"""Of the pixels of the least object: its core has about as many (`satseg.imagery.cores`), and a smaller one is no seed.
-
-What grows from one would be dropped for its size after it has been cut from its neighbour. Of buildings with least
-objects of 123 pixels, seeds of 40 pixels instead of 8 brought 0.01 of Jaccard in Las Vegas and in Banepa, and nothing
-to 0.002 in Nairobi and Zanzibar; F1 rose by 0.02, and fell by 0.01 in Banepa (means of one to six networks).
-"""
+MOST_PX = 2**31 - 1
 WORK_BYTES = 10
 """Bytes per pixel of a slab with its margins: codes, basins, queue."""
 
@@ -49,14 +43,15 @@ class Separator:
     planes : int
         How many planes come out: the first ones.
     least_px : sequence of float, optional
-        Pixels of the least object that is kept, one per pair.
+        Pixels of the smallest core that is a seed, one per pair; `LEAST_CORE_PX` when left out, and at least.
     """
 
     def __init__(
         self, pairs: Sequence[tuple[int, int]], *, planes: int, least_px: Sequence[float] | None = None
     ) -> None:
         self._pairs, self._planes = tuple(pairs), planes
-        self._seed_px = [max(LEAST_CORE_PX, round(CORE_SHARE * size)) for size in least_px or [0.0] * len(self._pairs)]
+        sizes = [0.0] * len(self._pairs) if least_px is None else least_px
+        self._seed_px = [round(min(max(LEAST_CORE_PX, size), MOST_PX)) for size in sizes]
         self._held: list[NDArray[np.uint8]] = []
         self._above = 0  # rows held that are finished, and seen as a margin
 
@@ -103,9 +98,10 @@ class Separator:
         result = rows[: self._planes, first : first + count].copy()
         shape = rows.shape[1:]
         basins, queue = np.empty(shape, np.int32), np.empty(rows[0].size, np.int32)
+        open_at = (0 if first else -1, shape[0] - 1 if shape[0] == first + count + MARGIN else -1)
         for (plane, core), least in zip(self._pairs, self._seed_px, strict=True):
             mask, cores = np.ascontiguousarray(rows[plane]), np.ascontiguousarray(rows[core])
-            if _seeds(mask, cores, basins, queue, least) > 1:
+            if _seeds(mask, cores, basins, queue, (least, LEAST_CORE_PX), open_at) > 1:
                 _flood(mask, basins, queue)
                 _part(mask, basins, first, result[plane])
         return result
@@ -113,9 +109,14 @@ class Separator:
 
 @entry
 def _seeds(
-    mask: NDArray[np.uint8], cores: NDArray[np.uint8], basins: NDArray[np.int32], queue: NDArray[np.int32], least: int
-) -> int:
-    """Number the 4-connected cores inside the mask, from 1, those of fewer pixels left out; return how many."""
+    mask: NDArray[np.uint8], cores: NDArray[np.uint8], basins: NDArray[np.int32], queue: NDArray[np.int32],
+    least: tuple[int, int], open_at: tuple[int, int],
+) -> int:  # fmt: skip
+    """Number the 4-connected cores inside the mask, from 1, and return how many.
+
+    Those of fewer pixels than `least` has first are left out, or than it has last where they reach a row of `open_at`:
+    they may go on there.
+    """
     height, width = mask.shape
     count = 0
     for r in range(height):
@@ -128,17 +129,18 @@ def _seeds(
                 continue
             count += 1
             basins[r, c], queue[0] = count, r * width + c
-            size, done = 1, 0
+            size, done, cut_off = 1, 0, False
             while done < size:
                 place = queue[done]
                 done += 1
                 y, x = place // width, place % width
+                cut_off = cut_off or y == open_at[0] or y == open_at[1]
                 for k in range(4):
                     v, u = y + (k == 0) - (k == 1), x + (k == 2) - (k == 3)
                     if 0 <= v < height and 0 <= u < width and basins[v, u] == -1:
                         basins[v, u], queue[size] = count, v * width + u
                         size += 1
-            if size < least:
+            if size < (least[1] if cut_off else least[0]):
                 for i in range(size):
                     basins[queue[i] // width, queue[i] % width] = 0
                 count -= 1

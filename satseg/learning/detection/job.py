@@ -208,7 +208,10 @@ class DetectOptions:
 
     def cleaning(self, model: Predictor) -> Cleaning:
         """What is cleaned away of each class."""
-        return Cleaning.of(model.items, min_area_m2=self.min_area, simplify_m=self.simplify)
+        items, level = model.items, self.threshold
+        if level is not None:
+            items = tuple(item.model_copy(update={"threshold": level}) for item in items)
+        return Cleaning.of(items, min_area_m2=self.min_area, simplify_m=self.simplify)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +288,7 @@ class Detection:
             score_type=options.score_type,
             threads=min(len(model.classes), max(1, torch.get_num_threads())),
             cores=model.cores,
-            pixel_m2=self.scene.grid.pixel_area_m2() if model.cores else 0.0,
+            pixel_m2=self.scene.grid.pixel_area_m2() if model.cores else 1.0,
             rules=options.rules,
         )
 

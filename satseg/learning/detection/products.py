@@ -94,7 +94,7 @@ class Making:
     cores : tuple of (int, int)
         Planes of codes: of a class whose objects are cut apart, and of its cores.
     pixel_m2 : float
-        Size of a pixel, by which small cores are told; 0: not known.
+        Size of a pixel, by which small cores are told.
     threads : int
         That outline classes at the same time.
     rules : bool
@@ -108,7 +108,7 @@ class Making:
     score_type: ScoreType = "float32"
     threads: int = 1
     cores: tuple[tuple[int, int], ...] = ()
-    pixel_m2: float = 0.0
+    pixel_m2: float = 1.0
     rules: bool = False
 
     @property
@@ -118,8 +118,7 @@ class Making:
 
     def separator(self) -> Separator:
         """Return what cuts objects apart in codes."""
-        least = [self.cleaning.sizes(self.names[plane])[0] for plane, _ in self.cores]
-        sizes = [size / self.pixel_m2 if self.pixel_m2 else 0.0 for size in least]
+        sizes = [self.classes[plane].min_core_m2 / self.pixel_m2 for plane, _ in self.cores]
         return Separator(self.cores, planes=len(self.classes), least_px=sizes)
 
     def polygonizer(self) -> Polygonizer | RuledPolygonizer:

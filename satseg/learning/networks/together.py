@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SAME_GSD = 0.05
 """Share by which working resolutions may differ: as a scene's may from its model's."""
-SIZES = ("min_area_m2", "min_sure_m2", "min_hole_m2")
+SIZES = ("min_area_m2", "min_sure_m2", "min_core_m2", "min_hole_m2")
 """Of clean-up, of which the least of several models' holds."""
 
 

@@ -75,9 +75,9 @@ def _threshold(ground: Sequence[Judged]) -> float:
 def _fitted(item: ClassItem, ground: Sequence[Judged]) -> ClassItem:
     """Return a class with sizes and lengths that suit `ground`, which is of it alone."""
     pixel, trials = _pixel_m2(ground), [RuleTrials(one) for one in ground]
-    bare = {"erases": (), "becomes": (), "buffer_m": 0.0, "simplify_m": 0.0, "min_sure_m2": 0.0}
-    lonely = item.model_copy(update=bare)
+    lonely = item.model_copy(update={"erases": (), "becomes": (), "buffer_m": 0.0, "simplify_m": 0.0})
     tries = {
+        "min_sure_m2": [0.0],
         "min_area_m2": [size * pixel for size in AREAS_PX],
         "min_hole_m2": [size * pixel for size in AREAS_PX],
         "buffer_m": [length * pixel**0.5 for length in BUFFERS_PX],

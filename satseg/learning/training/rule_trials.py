@@ -28,6 +28,7 @@ from satseg.vector.erasing import Things, cleared
 from satseg.vector.finish import Cleaning, Geometries, Measure, clean
 from satseg.vector.layers import Finished, PlaneCode
 from satseg.vector.polygonizer import Planes
+from satseg.vector.rules import first_cleaning
 from satseg.vector.shapes import PixelFrame, first_rule, reshaped
 
 Made = TypeVar("Made")
@@ -92,17 +93,21 @@ class RuleTrials:
         sources = [j for j, one in enumerate(classes) if j == k or any(rule.to == item.name for rule in one.becomes)]
         steps = [self._cleaned(classes, j) for j in sources]
         rules = [classes[j].becomes for j in sources]
+        sure = Cleaning.of(classes).sure.get(item.name)
 
         def make() -> Things:
             parts, again = [], False
             for j, step in zip(sources, steps, strict=True):
                 found: Finished = self._made[step]
-                again |= bool(classes[j].becomes)
-                parts.append(found[self._kinds(found, j, classes[j], to) == k])
+                found = found[self._kinds(found, j, classes[j], to) == k]
+                if classes[j].becomes:
+                    again = True
+                    found = found if sure is None else found[sure.holds(found.areas_m2, found.scores)]
+                parts.append(found)
             return self._things(Finished.joined(parts).polygons, item, again=again)
 
         lengths = (item.min_area_m2, item.min_hole_m2, item.buffer_m, item.simplify_m)
-        return self._step(("shaped", k, lengths, tuple(steps), tuple(rules)), make)
+        return self._step(("shaped", k, lengths, sure, tuple(steps), tuple(rules)), make)
 
     def _things(self, polygons: Geometries, item: ClassItem, *, again: bool) -> Things:
         """Return features as the lengths of `item` shape each, in pixels; `again`: sizes too, without any length."""
@@ -120,8 +125,8 @@ class RuleTrials:
 
     def _cleaned(self, classes: Sequence[ClassItem], k: int) -> int:
         """Return the step that cleans plane `k`, as far as can be before the class of a feature is certain."""
-        item, least = classes[k], {one.name: one.min_area_m2 for one in classes}
-        lowest = min(least[name] for name in (item.name, *(rule.to for rule in item.becomes)))
+        item, first = classes[k], first_cleaning(classes, Cleaning.of(classes))
+        (lowest, _), sure = first.sizes(item.name), first.sure.get(item.name)
         traced = self._traced(k, item.threshold)
 
         def make() -> Finished:
@@ -129,16 +134,18 @@ class RuleTrials:
             polygons, kept = clean(found.polygons, self._measure, min_area_m2=lowest, min_hole_m2=item.min_hole_m2)
             rest = found[kept]
             areas = self._areas_m2(polygons)
-            return Finished(polygons, rest.values, rest.scores, areas, rest.bottoms, rest.rows, rest.cols)
+            whole = Finished(polygons, rest.values, rest.scores, areas, rest.bottoms, rest.rows, rest.cols)
+            return whole if sure is None else whole[sure.holds(areas, rest.scores)]
 
-        return self._step(("cleaned", traced, lowest, item.min_hole_m2), make)
+        return self._step(("cleaned", traced, lowest, item.min_hole_m2, sure), make)
 
     def _traced(self, k: int, threshold: float) -> int:
         """Return the step that traces plane `k`, nothing cleaned away."""
 
         def make() -> Finished:
-            planes = Planes(self._grid, [(1, "")], cleaning=Cleaning())
-            codes = PlaneCode(threshold).codes(self._ground.scores.data[k], self._ground.scores.valid)
+            code = PlaneCode(threshold)
+            planes = Planes(self._grid, [(1, "")], cleaning=Cleaning(), score_of=[code.score_of])
+            codes = code.codes(self._ground.scores.data[k], self._ground.scores.valid)
             return Finished.joined([planes.feed_codes(codes[None])[0], planes.finish()[0]])
 
         return self._step(("traced", k, threshold), make)
