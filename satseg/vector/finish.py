@@ -69,14 +69,20 @@ class Cleaning:
     sure: Mapping[str, Sure] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, classes: Sequence[ClassItem], *, min_area_m2: float | None = None, simplify_m: float = 0.0) -> Cleaning:
-        """Return what `classes` say of sizes, or `min_area_m2` in place of all that they say of polygons."""
-        own = min_area_m2 is None
+    def of(
+        cls, classes: Sequence[ClassItem], *, min_area_m2: float | None = None, simplify_m: float = 0.0,
+        threshold: float | None = None,
+    ) -> Cleaning:  # fmt: skip
+        """Return what `classes` say of sizes, or `min_area_m2` in place of all that they say of polygons.
+
+        `threshold` is the one in force, where it is none of theirs.
+        """
+        asked = [item for item in classes if min_area_m2 is None and item.min_sure_m2 > 0]
         return cls(
             {item.name: item.min_area_m2 if min_area_m2 is None else min_area_m2 for item in classes},
             {item.name: item.min_hole_m2 for item in classes},
             simplify_m,
-            {item.name: Sure(item.min_sure_m2, item.threshold) for item in classes if own and item.min_sure_m2 > 0},
+            {item.name: Sure(item.min_sure_m2, threshold or item.threshold) for item in asked},
         )
 
     def __post_init__(self) -> None:

@@ -99,9 +99,8 @@ class DetectOptions:
     threshold : float, optional
         For all classes, in place of the model's own.
     min_area, simplify : float, optional
-        In square metres and metres; what the model says of small features when left out, no simplification but that
-        of its rules.
-        Simplifying all classes together needs all features in memory at once.
+        In square metres and metres; when left out what the model says of small features, and no simplification but that
+        of its rules. Simplifying all classes together needs all features in memory at once.
     rules : bool
         Whether the classes' rules hold beyond threshold and least sizes: growing, erasing and the like.
     score_type : {"float32", "float16", "uint8"}
@@ -208,10 +207,8 @@ class DetectOptions:
 
     def cleaning(self, model: Predictor) -> Cleaning:
         """What is cleaned away of each class."""
-        items, level = model.items, self.threshold
-        if level is not None:
-            items = tuple(item.model_copy(update={"threshold": level}) for item in items)
-        return Cleaning.of(items, min_area_m2=self.min_area, simplify_m=self.simplify)
+        given = {"min_area_m2": self.min_area, "threshold": self.threshold}
+        return Cleaning.of(model.items, simplify_m=self.simplify, **given)
 
 
 @dataclass(frozen=True, slots=True)
