@@ -89,14 +89,14 @@ def members_for(options: TrainOptions, device: torch.device, *, bands: int) -> i
 
     10 CPU-minutes, one run each (`benchmarks.accuracy`), Jaccard of areas and F1: two towns learnt, a third scored,
     pooled over Nairobi and Zanzibar; and three learnt, Las Vegas scored. Two networks 0.55 and 0.51, 0.75 and 0.32;
-    three 0.56 and 0.54, 0.68 and 0.18. With small features surer, two 0.56 and 0.58, three 0.55 and 0.55. Of all
-    means of seven networks on Nairobi and six on Zanzibar, those of two had 0.007 more than one, of three 0.011, of
-    six 0.012, from 0.58; single ones differ by 0.02. With BCE - ln J as the loss, one 0.52 and 0.53, 0.74 and 0.36 (0.53 and 0.49
-    where it ends after 100 passes); two 0.55 and 0.52, 0.71 and 0.29; three 0.55 and 0.55, 0.71 and 0.26; five 0.56
-    and 0.55, 0.51 and 0.24. So towns like those learnt from ask for several, one from another sensor for steps: five
-    had 350 each there, three 620, two 750, and two cost less to detect with. By itself the mean of two brought 0.01 to
-    0.03 of Jaccard over its members. Three of 200 steps gave 0.36 on the generated contest's 20 bands, one of 720 gave
-    0.43.
+    three 0.56 and 0.54, 0.68 and 0.18. With small features surer, two 0.56 and 0.58, three 0.55 and 0.55. Of all means
+    of seven networks on Nairobi and six on Zanzibar, those of two had 0.007 more than one, of three 0.011, of six
+    0.012, from 0.58; single ones differ by 0.02. With BCE - ln J as the loss, one 0.52 and 0.53, 0.74 and 0.36 (0.53
+    and 0.49 where it ends after 100 passes); two 0.55 and 0.52, 0.71 and 0.29; three 0.55 and 0.55, 0.71 and 0.26;
+    five 0.56 and 0.55, 0.51 and 0.24. So towns like those learnt from ask for several, one from another sensor for
+    steps: five had 350 each there, three 620, two 750, and two cost less to detect with. By itself the mean of two
+    brought 0.01 to 0.03 of Jaccard over its members. Three of 200 steps gave 0.36 on the generated contest's 20 bands,
+    one of 720 gave 0.43.
     """
     share = (options.minutes or 0) / (MINUTES_EACH[device.type == "cuda"] * max(1.0, bands / BANDS_IN_TIME))
     if options.steps is not None:
