@@ -207,8 +207,7 @@ class DetectOptions:
 
     def cleaning(self, model: Predictor) -> Cleaning:
         """What is cleaned away of each class."""
-        given = {"min_area_m2": self.min_area, "threshold": self.threshold}
-        return Cleaning.of(model.items, simplify_m=self.simplify, **given)
+        return Cleaning.of(model.items, min_area_m2=self.min_area, simplify_m=self.simplify, threshold=self.threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,8 +283,9 @@ def with_clean_up(
             sizes = {"min_area_m2": speck, "min_hole_m2": item.min_hole_m2 or speck}
             if item.name in compact:
                 least = min(small, float(np.median(areas)) / 2)
-                sizes |= {"min_area_m2": least, "min_sure_m2": SURE_SHARE * least, "min_core_m2": CORE_SHARE * least}
-                sizes |= {key: getattr(item, key) for key in {*sizes} & item.model_fields_set - {"min_area_m2"}}
+                shares = {"min_sure_m2": SURE_SHARE, "min_core_m2": CORE_SHARE}
+                own = {key: share * least for key, share in shares.items() if key not in item.model_fields_set}
+                sizes |= {"min_area_m2": least, **own}
             item = item.model_copy(update=sizes)
         result.append(item)
     return tuple(result)
