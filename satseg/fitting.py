@@ -81,7 +81,7 @@ def fitted_on(model: Model, grounds: Sequence[Ground], held: Sequence[Judged] | 
     for ground in grounds:
         work = working_scene(model, ground.scene)
         for window in ground.blocks:
-            part = DetectOptions(bounds=ground.scene.grid.crop(window).bounds)
+            part = DetectOptions(bounds=ground.scene.grid.crop(window).bounds, tone="own")  # as it was prepared
             found.append(Judged.of(scores_of(model, work, part), ground.labels))
     return _with_rules(model, found)
 

@@ -56,9 +56,10 @@ class DataOptions(BaseModel):
     separate: bool = Field(True, description="learn compact objects apart, so that those that touch are found apart")
     src_crs: str | None = Field(None, description="CRS of scenes that state none")
     registered: bool = Field(False, description="lay products of a scene over the finest; detect does so too")
-    normalize: Literal["data", "scene"] = Field(
-        "data", description="statistics bands are brought to: of all scenes, or each scene its own (so in detect)"
-    )
+    normalize: Literal["data", "near", "scene"] | None = Field(
+        None, description="bands are scaled by statistics of all scenes; so, and detect moves scenes of another tone "
+        "near those learnt from, the default where all classes are learnt apart; by each scene's own, in detect too"
+    )  # fmt: skip
 
 
 class ModelOptions(BaseModel):

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import geopandas
 import numpy as np
+import pandas
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from hypothesis import given
@@ -21,7 +23,9 @@ from satseg.imagery.levels import NEAR, brought_near, levelled, room_around, ton
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.tiling import scattered_blocks
+from satseg.learning.ground.grounds import prepare
 from satseg.learning.networks.ensemble import Ensemble
+from satseg.pipeline import open_pairs
 from satseg.run import RunConfig
 from tests.commands import TINY
 from tests.factories import ORIGIN, UTM, noise, write_tiff
@@ -138,13 +142,13 @@ def test_light_does_not_matter_to_a_model_that_learnt_by_levels(world, model):
         return abs(day - dusk).max() / day.std()
 
     assert change(model) < 0.02
-    assert change(learnt(world)) > 0.1
+    assert change(learnt(world, normalize="data")) > 0.1
 
 
 def test_a_part_is_detected_as_in_the_whole_and_a_file_is_as_the_model(world, model, tmp_path):
     model.save(tmp_path / "m.safetensors")
     loaded = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
-    assert loaded.levels
+    assert loaded.normalize == "scene"
     scene = satseg.open_scene(world / "day.tif")
     whole = satseg.predict(loaded, scene, halo="exact")
     window = Window(16, 32, 40, 50)
@@ -154,7 +158,7 @@ def test_a_part_is_detected_as_in_the_whole_and_a_file_is_as_the_model(world, mo
 
 def test_rules_are_fitted_on_scenes_by_their_levels(world, model):
     day, dusk = (satseg.refit(model, [(world / f"{name}.tif", world / "labels.gpkg")]) for name in ("day", "dusk"))
-    assert day.levels
+    assert day.normalize == "scene"
     assert day.thresholds["a"] == pytest.approx(dusk.thresholds["a"], abs=0.02)
 
 
@@ -173,12 +177,13 @@ def test_tuning_takes_the_levels_of_the_model_unless_told_otherwise(world, model
     path = tmp_path / "m.safetensors"
     model.save(path)
     again = learnt(world, start=path)
-    assert again.levels
+    assert again.normalize == "scene"
     assert again.card.normalization == model.card.normalization
     with caplog.at_level(logging.WARNING):
         other = learnt(world, start=path, normalize="data")
     assert "measured anew" in caplog.text
-    assert not other.levels
+    assert other.normalize == "data"
+    assert not other.card.training.start_tones  # they are of the levels of scenes
     assert max(other.card.normalization.offset) > 10
 
 
@@ -252,13 +257,65 @@ def test_a_scene_of_another_tone_is_found_in_as_one_of_the_tone_learnt(world, tm
     written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
     model = learnt(world)
     own = satseg.predict(model, world / "day.tif").data
-    assert np.array_equal(satseg.predict(model, world / "day.tif", tone="near").data, own)
+    assert np.array_equal(satseg.predict(model, world / "day.tif", tone="own").data, own)
     assert "another tone" not in caplog.text
-    far, near = (satseg.predict(model, tmp_path / "dark.tif", tone=tone).data for tone in ("own", "near"))
-    assert caplog.text.count("another tone") == 1
+    far, near, told = (satseg.predict(model, tmp_path / "dark.tif", tone=tone).data for tone in ("own", None, "near"))
+    assert caplog.text.count("another tone") == 2
     assert abs(near - own).max() < abs(far - own).max() / 2
+    assert np.array_equal(near, told)
+    assert "another are moved near" in model.summary()
     model.save(tmp_path / "m.safetensors")
-    assert satseg.load_model(tmp_path / "m.safetensors", device="cpu").room == model.room
+    saved = satseg.load_model(tmp_path / "m.safetensors", device="cpu")
+    assert (saved.room, saved.normalize) == (model.room, "near")
+
+
+def test_scenes_are_brought_near_by_default_where_all_classes_are_learnt_apart(world, tmp_path, caplog):
+    assert learnt(world).card.info()["normalize"] == "near"
+    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    labels = geopandas.read_file(world / "labels.gpkg")
+    left, bottom, right, top = satseg.open_scene(world / "day.tif").grid.bounds
+    field = geopandas.GeoDataFrame({"class_name": ["field"]}, geometry=[shapely.box(left, bottom, right, top)], crs=UTM)
+    pandas.concat([labels, field]).to_file(tmp_path / "both.gpkg")
+    both = satseg.train([(world / "day.tif", tmp_path / "both.gpkg")], config=RunConfig.from_overrides(TINY))
+    for one in (both, learnt(world, normalize="data"), learnt(world, separate=False)):
+        assert one.normalize == one.card.info()["normalize"] == "data"
+        satseg.predict(one, tmp_path / "dark.tif")
+    assert "another tone" not in caplog.text
+    satseg.predict(both, tmp_path / "dark.tif", tone="near")
+    assert "another tone" in caplog.text
+
+
+def test_validation_scenes_are_seen_as_detection_will_see_them(world, tmp_path, caplog):
+    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    with rasterio.open(tmp_path / "dark.tif", "r+") as scene:  # beside the ground learnt from
+        scene.transform = scene.transform * Affine.translation(2 * WIDTH, 0)
+    step = 2 * WIDTH * satseg.open_scene(world / "day.tif").grid.gsd_m()
+    labels = geopandas.read_file(world / "labels.gpkg")
+    labels.assign(geometry=labels.translate(step)).to_file(tmp_path / "dark.gpkg")
+    valid = [(tmp_path / "dark.tif", tmp_path / "dark.gpkg")]
+    assert learnt(world, valid_data=valid).room
+    assert caplog.text.count("another tone") == 1
+    for normalize in (None, "data"):
+        run = RunConfig.from_options({"normalize": normalize})
+        data = [open_pairs(pairs, run) for pairs in ([(world / "day.tif", world / "labels.gpkg")], valid)]
+        prepared = prepare(*data, run)
+        (own,), (held,) = prepared.grounds, prepared.validation
+        assert own.scene.levels is None
+        moved = [kept - seen for kept, seen in zip(tone(held.scene), tone(data[1][0].scene), strict=True)]
+        assert moved == pytest.approx([500, -300] if normalize is None else [0, 0], abs=20)
+
+
+def test_fine_tuning_knows_the_tones_of_both_trainings(world, tmp_path):
+    written(tmp_path / "hazy.tif", offset=(3.0, 2.0))
+    day = learnt(world)
+    day.save(tmp_path / "day.safetensors")
+    given = [(tmp_path / "hazy.tif", world / "labels.gpkg")]
+    tuned = satseg.train(given, config=RunConfig.from_overrides(TINY), start=tmp_path / "day.safetensors")
+    (first,), (second,) = day.card.tones, learnt(world, start=tmp_path / "day.safetensors").card.training.start_tones
+    assert first == second
+    assert len(tuned.card.tones) == 2
+    assert tuned.card.tones[1] == first
+    assert tuned.room["red"][1] - tuned.room["red"][0] > day.room["red"][1] - day.room["red"][0]
 
 
 def test_a_part_brought_near_is_detected_as_in_the_whole(world, tmp_path):

@@ -105,8 +105,9 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
     help="Average scores over 4 or 8 turns, over 3 scales (4 x the work), or over 8 turns and scales.",
 )
 @click.option(
-    "--tone", type=click.Choice(["own", "near"]), default="own", show_default=True,
-    help="'near': a scene of another light or sensor is moved near those learnt from.",
+    "--tone", type=click.Choice(["own", "near"]),
+    help="'near': a scene of another light or sensor is moved near those learnt from, as by default where all classes "
+    "are compact objects; 'own': it stays as it is.",
 )
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")

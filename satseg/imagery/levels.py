@@ -43,11 +43,13 @@ from satseg.imagery.tiling import scattered_blocks
 
 log = logging.getLogger(__name__)
 
-NEAR = 0.3
+NEAR = 0.1
 """Deviations of the data learnt from, by which a band's mean may lie beyond all tones known."""
 BLOCK_PX, SEED = 256, 0
 MEASURED_BLOCKS = 64
 """With a valid pixel, per scene: 4 million pixels settle a percentile."""
+ROUNDING = 1e-6
+"""Share of a room's width by which a mean may lie outside it."""
 TRIED_BLOCKS = 256
 """Of a scene whose tone is measured: of a mosaic that is mostly empty not every block is read."""
 Hidden: TypeAlias = Callable[[Window], Iterable[Window]]
@@ -93,6 +95,15 @@ def tone(scene: Scene) -> Tone | None:
     return meter.result().offset if meter.count else None
 
 
+def kept_tone(scene: Scene) -> Tone | None:
+    """Return `tone` of a scene to learn from; None also for values that the data as a whole can do with."""
+    try:
+        return tone(scene)
+    except InputError as error:
+        log.warning("the tone of %s is not kept: %s", scene.name, error)
+        return None
+
+
 def room_around(tones: Sequence[Tone], known: Normalization) -> dict[str, tuple[float, float]]:
     """Return the room that scenes of `tones`, of the bands of `known` in its order, leave another; none without any."""
     if not tones:
@@ -111,7 +122,7 @@ def brought_near(scene: Scene, room: Room) -> Scene:
     if own is None:
         return scene
     seen = dict(zip(scene.bands, own, strict=True))
-    moves = {name: min(max(seen[name], low), high) - seen[name] for name, (low, high) in room.items() if name in seen}
+    moves = {name: _way(seen[name], low, high) for name, (low, high) in room.items() if name in seen}
     if not any(moves.values()):
         return scene
     told = ", ".join(f"{name} {move:+.3g}" for name, move in moves.items() if move)
@@ -119,6 +130,12 @@ def brought_near(scene: Scene, room: Room) -> Scene:
     offset, each = tuple(-moves.get(name, 0.0) for name in scene.bands), (1.0,) * len(scene.bands)
     low, high = (tuple(sign * FLOAT32_MAX for _ in each) for sign in (-1, 1))
     return replace(scene, levels=Normalization(scene.bands, offset, each, low, high))
+
+
+def _way(value: float, low: float, high: float) -> float:
+    """What has to be added to `value` to bring it between `low` and `high`; 0 for a rounding error."""
+    move = min(max(value, low), high) - value
+    return move if abs(move) > ROUNDING * (high - low) else 0.0
 
 
 def measured(looks: Sequence[tuple[Scene, Hidden]], *, seed: int) -> Normalization:

@@ -127,6 +127,9 @@ class FileHash(_Part):
         return cls(name=Path(path).name, sha256=digest)
 
 
+Means: TypeAlias = tuple[FiniteFloat, ...]
+
+
 class TrainingSource(_Part):
     """One pair of scene and labels: its files, and the ground that it covers.
 
@@ -138,13 +141,14 @@ class TrainingSource(_Part):
     crs: str | None = None
     bounds: Bounds | None = None
     footprint: Plain | None = None
-    tone: tuple[FiniteFloat, ...] = ()
+    tone: Means = ()
 
 
 class Training(_Part):
     """How the weights came about.
 
-    `start` is the model file that they were fine-tuned from, `mean_of` tells the weights whose mean they are.
+    `start` is the model file that they were fine-tuned from, `start_tones` are those of scenes which that learnt from;
+    `mean_of` tells the weights whose mean they are.
     """
 
     sources: tuple[TrainingSource, ...] = ()
@@ -153,6 +157,7 @@ class Training(_Part):
     seed: int | None = None
     options: Plain = {}
     start: FileHash | None = None
+    start_tones: tuple[Means, ...] = ()
     mean_of: tuple[Sha256, ...] = ()
 
 
@@ -223,7 +228,7 @@ class ModelCard(_Part):
             raise ValueError(f"separated {self.separated} are not some of {self.class_names}")
         if fault := rule_fault(self.classes):
             raise ValueError(fault[2])
-        if odd := {len(source.tone) for source in self.training.sources} - {0, len(self.bands)}:
+        if odd := {len(tone) for tone in self.tones} - {len(self.bands)}:
             raise ValueError(f"tones of {sorted(odd)} bands, but there are {len(self.bands)}")
         planes = len(self.classes) + len(self.separated)
         for key, count in (("bands", len(self.bands)), ("classes", planes)):
@@ -249,12 +254,23 @@ class ModelCard(_Part):
     @property
     def levels(self) -> bool:
         """Whether each scene learnt from was brought to its own levels, as those to detect in are to be."""
-        return self.told("normalize") == "scene"
+        return self.normalize == "scene"
+
+    @property
+    def normalize(self) -> str:
+        """How a scene is read: as it is ("data"), "near" the tones learnt from, or by the levels of the "scene"."""
+        told = self.told("normalize")
+        return normalize_of(told if isinstance(told, str) else None, self.class_names, self.separated)
+
+    @property
+    def tones(self) -> list[Means]:
+        """Mean of each band of every scene learnt from, in the order of the network's input, where they are known."""
+        return [*(source.tone for source in self.training.sources if source.tone), *self.training.start_tones]
 
     @property
     def room(self) -> dict[str, tuple[float, float]]:
-        """Into which ``tone="near"`` brings the bands of a scene, around those learnt from; none where not known."""
-        return room_around([source.tone for source in self.training.sources if source.tone], self.normalization)
+        """Into which the bands of a scene are brought to be near those learnt from; none where not known."""
+        return room_around(self.tones, self.normalization)
 
     def told(self, name: str) -> object:
         """Return the option `name` of ``[data]`` as the training had it; None where the card says nothing of it."""
@@ -268,7 +284,7 @@ class ModelCard(_Part):
             "gsd_m": self.gsd_m,
             "halo": self.halo,
             "sensor": self.sensor,
-            "normalize": "scene" if self.levels else "data",
+            "normalize": self.normalize,
             "bands": [band.model_dump() for band in self.bands],
             "classes": class_facts(self.classes),
         }
@@ -278,6 +294,14 @@ class ModelCard(_Part):
         document: dict[str, Any] = self.model_dump(mode="json")
         document[CHECKSUM] = checksum(document)
         return canonical(document)
+
+
+def normalize_of(given: str | None, classes: Sequence[str], separated: Sequence[str]) -> str:
+    """Return the option ``[data] normalize`` as it holds: "near" when left out and all of `classes` are `separated`.
+
+    What is compact covers little of the ground and so does not make a scene's tone, as water or forest would.
+    """
+    return given or ("near" if {*classes} == {*separated} else "data")
 
 
 def class_facts(classes: Sequence[ClassItem]) -> list[dict[str, Any]]:

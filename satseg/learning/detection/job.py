@@ -108,9 +108,9 @@ class DetectOptions:
     register : bool, optional
         Lay the products of the scene over the finest, also of one that is open, unless that has been done; as the
         scenes were that the model learnt from when left out.
-    tone : {"own", "near"}
+    tone : {"own", "near"}, optional
         "near": a scene whose bands lie off all that the model learnt from, as another sensor's or another light's do,
-        is moved near them, and told of; measured on the whole scene (`satseg.imagery.levels`).
+        is moved near them, and told of (`satseg.imagery.levels`); as the model says when left out.
     """
 
     bounds: Bounds | None = None
@@ -131,11 +131,11 @@ class DetectOptions:
     rules: bool = True
     score_type: ScoreType = "float32"
     register: bool | None = None
-    tone: Literal["own", "near"] = "own"
+    tone: Literal["own", "near"] | None = None
 
     def __post_init__(self) -> None:
         choices = {"tta": tuple(TTA), "engine": ENGINES, "score_type": get_args(ScoreType), "mean": (None, *MEANS),
-                   "tone": ("own", "near")}  # fmt: skip
+                   "tone": (None, "own", "near")}  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 words = " or ".join(map(repr, allowed))
@@ -183,7 +183,7 @@ class DetectOptions:
         )
 
     def toned(self, model: Predictor, scene: Scene) -> Scene:
-        """`scene` at its own levels where the model learnt so, or near the tones that it knows.
+        """`scene` at its own levels or near the tones the model knows, where the model or `tone` says so.
 
         Raises
         ------
@@ -192,12 +192,13 @@ class DetectOptions:
         InputError
             As `levelled`, and `brought_near`.
         """
-        if self.tone == "own":
-            return levelled(scene) if model.levels else scene
-        if model.levels or not model.room:
-            why = "brings every scene to its own levels" if model.levels else "does not know the tones it learnt from"
+        levels = model.normalize == "scene"
+        if self.tone == "near" and (levels or not model.room):
+            why = "brings every scene to its own levels" if levels else "does not know the tones it learnt from"
             raise UsageError(f"tone='near', but the model {why}", hint="leave tone out", code="E-USE-029")
-        return brought_near(scene, model.room)
+        if levels:
+            return levelled(scene)
+        return brought_near(scene, model.room) if (self.tone or model.normalize) == "near" else scene
 
     def thresholds(self, model: Predictor) -> NDArray[np.float32]:
         """One threshold per plane: for classes the option or the model's own, for their cores `CORE_LEVEL`."""

@@ -27,13 +27,13 @@ from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import levelled, measured
+from satseg.imagery.levels import brought_near, kept_tone, levelled, measured, room_around
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.area import area_of_interest
-from satseg.learning.card import IndexCard
+from satseg.learning.card import IndexCard, normalize_of
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.options import DataOptions
 from satseg.run import RunConfig
@@ -211,6 +211,10 @@ def prepare(
     normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
     _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
+    named = [item.name for item in classes]
+    if validation is not grounds and normalize_of(config.data.normalize, named, separated) == "near":
+        room = room_around([one for ground in grounds if (one := kept_tone(ground.scene))], normalization)
+        validation = tuple(dataclasses.replace(held, scene=brought_near(held.scene, room)) for held in validation)
     if separated:
         grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
     return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)

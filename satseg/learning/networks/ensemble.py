@@ -91,12 +91,12 @@ class Predictor(Protocol):
         """Whether the products of a scene are to be laid over each other."""
 
     @property
-    def levels(self) -> bool:
-        """Whether a scene is to be brought to its own levels first."""
+    def normalize(self) -> str:
+        """How a scene is to be read: as it is ("data"), "near" the tones known, or by the levels of the "scene"."""
 
     @property
     def room(self) -> Room:
-        """Into which ``tone="near"`` brings the bands of a scene; none where it is not known."""
+        """Into which the bands of a scene are brought to be near; none where it is not known."""
 
     @property
     def stride(self) -> int:
@@ -234,13 +234,14 @@ class Ensemble:
         return any(model.registers for model in self.members)
 
     @property
-    def levels(self) -> bool:
-        """Whether a scene is to be brought to its own levels first."""
-        return self.members[0].levels
+    def normalize(self) -> str:
+        """How a scene is to be read: as all members say; as it is where they do not agree."""
+        said = {model.normalize for model in self.members}
+        return said.pop() if len(said) == 1 else "data"
 
     @property
     def room(self) -> Room:
-        """Into which ``tone="near"`` brings the bands of a scene: that of all members; none where one has none."""
+        """Into which the bands of a scene are brought to be near: that of all members; none where one has none."""
         rooms = [model.room for model in self.members]
         if not all(rooms):
             return {}
@@ -283,7 +284,7 @@ class Ensemble:
             "stacked": [self.classes[plane] for plane, _ in self.stackers],
             "gsd_m": self.gsd_m,
             "halo": max(model.halo for model in self.members),
-            "normalize": "scene" if self.levels else "data",
+            "normalize": self.normalize,
             "bands": [{"name": name} for name in self.bands],
             "classes": class_facts(self.items),
         }

@@ -22,6 +22,9 @@ from satseg.learning.networks.bundle import load_bundle, save_bundle
 from satseg.learning.networks.ensemble_file import ClassStacker, Mean
 from satseg.learning.networks.network import Network
 
+TONES = {"near": "scenes of another are moved near those learnt from", "scene": "each scene's own levels"}
+"""What is told of how a scene is read, where not as it is."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
@@ -95,13 +98,13 @@ class Model:
         return self.card.registers
 
     @property
-    def levels(self) -> bool:
-        """Whether a scene is to be brought to its own levels first."""
-        return self.card.levels
+    def normalize(self) -> str:
+        """How a scene is to be read: as it is ("data"), "near" the tones known, or by the levels of the "scene"."""
+        return self.card.normalize
 
     @property
     def room(self) -> Room:
-        """Into which ``tone="near"`` brings the bands of a scene; none where it is not known."""
+        """Into which the bands of a scene are brought to be near; none where it is not known."""
         return self.card.room
 
     @property
@@ -155,7 +158,7 @@ class Model:
         gsd = "as the scene" if self.card.gsd_m is None else f"{self.card.gsd_m:.3g} m"
         reach = "a reach without end" if self.network.reach is None else self.network.halo
         lines = [f"bands   {', '.join(self.bands)}", f"pixel   {gsd}", f"halo    {self.halo} px of {reach}"]
-        lines += ["levels  each scene's own"] if self.levels else []
+        lines += [f"tone    {TONES[self.normalize]}"] if self.normalize in TONES else []
         for name, level in self.thresholds.items():
             score = scores.get(name)
             told = f"{score:.3f}" if isinstance(score, float) else "-"

@@ -15,8 +15,8 @@ import shapely
 import torch
 
 from satseg.crs import describe
-from satseg.errors import InputError, UsageError
-from satseg.imagery.levels import Tone, tone
+from satseg.errors import UsageError
+from satseg.imagery.levels import kept_tone
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
@@ -122,6 +122,7 @@ def finished_model(
         seed=run.train.seed,
         options=_told(run, start, registered=any(scene.registrations for scene in scenes)),
         start=None if start is None else start.file,
+        start_tones=() if start is None else start.tones(prepared),
     )
     halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
     if network.reach is None and halo == network.halo:
@@ -183,17 +184,8 @@ def _source(ground: Ground) -> TrainingSource:
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),
-        tone=_tone(ground.scene) or (),
+        tone=kept_tone(ground.scene) or (),
     )
-
-
-def _tone(scene: Scene) -> Tone | None:
-    """The tone of a scene learnt from; None where it has none, or values that the data as a whole can do with."""
-    try:
-        return tone(scene)
-    except InputError as error:
-        log.warning("the tone of %s is not kept: %s", scene.name, error)
-        return None
 
 
 def _band_cards(names: Sequence[str], given: str | None, scene: Scene) -> tuple[BandCard, ...]:

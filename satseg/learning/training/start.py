@@ -29,6 +29,7 @@ from torch import Tensor
 
 from satseg.classes import ClassItem
 from satseg.errors import ModelError, UsageError
+from satseg.imagery.levels import Tone
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, ModelCard
@@ -90,6 +91,14 @@ class Start:
     def known_classes(self) -> tuple[ClassItem, ...]:
         """Classes of the model whose list was a user's file: their numbers, colours and rules are known from here."""
         return () if self.own_list is None else self.card.classes
+
+    def tones(self, prepared: Prepared) -> tuple[Tone, ...]:
+        """Tones of the scenes that the model learnt from; none where `prepared` has other bands or normalisation."""
+        known = self.card.normalization
+        if not {*prepared.bands} <= {*known.names} or known.select(prepared.bands) != prepared.normalization:
+            return ()
+        order = [known.names.index(name) for name in prepared.bands]
+        return tuple(tuple(tone[place] for place in order) for tone in self.card.tones)
 
     def normalized(self, prepared: Prepared, inflate: str | None = None) -> Prepared:
         """`prepared` with the model's normalisation of bands it knows, unless a mean lies beyond what that clips.
