@@ -168,7 +168,7 @@ def _ready(data: Sequence[LabelledPair], groups: Sequence[str | None] | None, ru
 
 def _tell_seen(start: Start, pairs: Sequence[Pair]) -> None:
     """Warn where the model that all folds start from learnt from files of the same names."""
-    seen = {file.name for source in start.card.training.sources for file in source.files}
+    seen = {file.name for source in start.card.learnt_from for file in source.files}
     known = [pair.scene.name for pair in pairs if seen & {Path(name).name for name in pair.scene.paths}]
     if known:
         log.warning(

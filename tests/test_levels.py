@@ -19,7 +19,7 @@ from rasterio.windows import Window
 import satseg
 from satseg.errors import InputError, ModelError, UsageError
 from satseg.imagery import levels
-from satseg.imagery.levels import NEAR, brought_near, levelled, room_around, tone
+from satseg.imagery.levels import ENOUGH_PX, UNSURE, Span, Tone, brought_near, levelled, room_around, tone
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.tiling import scattered_blocks
@@ -183,7 +183,7 @@ def test_tuning_takes_the_levels_of_the_model_unless_told_otherwise(world, model
         other = learnt(world, start=path, normalize="data")
     assert "measured anew" in caplog.text
     assert other.normalize == "data"
-    assert not other.card.training.start_tones  # they are of the levels of scenes
+    assert [source.tone for source in other.card.training.start_sources] == [()]  # it was of the scene's levels
     assert max(other.card.normalization.offset) > 10
 
 
@@ -195,18 +195,24 @@ def known(scale=(10.0, 4.0)):
 
 
 def test_room_is_around_the_least_and_the_greatest_mean_of_all_scenes():
-    room = room_around([(100.0, 7.0), (130.0, 6.0)], known())
-    assert room == {"red": (100 - 10 * NEAR, 130 + 10 * NEAR), "nir": (6 - 4 * NEAR, 7 + 4 * NEAR)}
+    room = room_around([Tone((100.0, 7.0), ENOUGH_PX), Tone((130.0, 6.0), ENOUGH_PX // 4)], known())
+    near, nearer = UNSURE, 2 * UNSURE  # of a quarter of the pixels a mean is half as sure
+    assert room == {
+        "red": (100 - 10 * near, 130 + 10 * nearer, 10),
+        "nir": (6 - 4 * nearer, max(7 + 4 * near, 6 + 4 * nearer), 4),
+    }
+    assert Tone((0.0,), 9 * ENOUGH_PX).unsure == UNSURE
     assert room_around([], known()) == {}
 
 
 @given(red=st.integers(-60, 60), nir=st.integers(-60, 60))
 def test_a_scene_is_moved_by_the_least_that_puts_it_into_the_room(world, red, nir):
     scene = satseg.open_scene(world / "day.tif")
-    own = tone(scene)
-    room = {"red": (own[0] + red, own[0] + red + 20), "nir": (own[1] + nir - 20, own[1] + nir)}
+    own, unsure = tone(scene).means, tone(scene).unsure
+    room = {"red": Span(own[0] + red, own[0] + red + 20, 4.0), "nir": Span(own[1] + nir - 20, own[1] + nir, 2.0)}
     near = brought_near(scene, room)
-    moved = [max(red, 0) or min(red + 20, 0), max(nir - 20, 0) or min(nir, 0)]
+    left = [4 * unsure, 2 * unsure]  # what the scene's own mean may be off
+    moved = [max(red - left[0], 0) or min(red + 20 + left[0], 0), max(nir - 20 - left[1], 0) or min(nir + left[1], 0)]
     stored, read = scene.read(), near.read()
     assert np.allclose((read.data - stored.data)[:, stored.valid].T, moved, atol=1e-3)
     assert np.array_equal(read.valid, stored.valid)
@@ -214,22 +220,22 @@ def test_a_scene_is_moved_by_the_least_that_puts_it_into_the_room(world, red, ni
     if near is not scene:
         assert read.data.dtype == np.float32
         assert not read.data[:, ~read.valid].any()
-        assert brought_near(near, {"red": (1e4, 2e4)}) is near
+        assert brought_near(near, {"red": Span(1e4, 2e4, 1.0)}) is near
 
 
 def test_only_bands_with_room_are_moved_and_an_empty_scene_stays(world, tmp_path, caplog):
     scene = satseg.open_scene(world / "day.tif")
     with caplog.at_level(logging.WARNING):
-        near = brought_near(scene, {"nir": (1000.0, 1001.0), "swir": (5.0, 6.0)})
+        near = brought_near(scene, {"nir": Span(1000.0, 1001.0, 0.1), "swir": Span(5.0, 6.0, 0.1)})
     assert "day is of another tone" in caplog.text
     assert "red" not in caplog.text
     valid = scene.read().valid
     assert np.array_equal(near.read().data[0, valid], scene.read().data[0, valid])
-    assert tone(near)[1] == pytest.approx(1000, abs=1)
+    assert tone(near).means[1] == pytest.approx(1000, abs=1)
     path = write_tiff(tmp_path / "empty.tif", np.full((2, 9, 7), NODATA, np.float32), nodata=NODATA, descriptions=NAMES)
     empty = satseg.open_scene(path)
     assert tone(empty) is None
-    assert brought_near(empty, {"red": (1000.0, 1001.0)}) is empty
+    assert brought_near(empty, {"red": Span(1000.0, 1001.0, 1.0)}) is empty
 
 
 def test_of_a_mosaic_that_is_mostly_empty_a_bounded_number_of_blocks_is_read(monkeypatch, world):
@@ -250,10 +256,12 @@ def test_a_collar_that_no_nodata_declares_is_not_of_the_tone(tmp_path):
         satseg.open_scene(write_tiff(tmp_path / f"{name}.tif", pixels))
         for name, pixels in (("bare", data), ("collared", framed))
     )
-    assert tone(collared) == pytest.approx(tone(bare), abs=0.5)
+    assert tone(collared).means == pytest.approx(tone(bare).means, abs=0.5)
+    assert tone(bare).pixels == 90 * 70
 
 
-def test_a_scene_of_another_tone_is_found_in_as_one_of_the_tone_learnt(world, tmp_path, caplog):
+def test_a_scene_of_another_tone_is_found_in_as_one_of_the_tone_learnt(world, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(levels, "ENOUGH_PX", 9 * 7)  # small scenes are sure of their means too
     written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
     model = learnt(world)
     own = satseg.predict(model, world / "day.tif").data
@@ -285,7 +293,8 @@ def test_scenes_are_brought_near_by_default_where_all_classes_are_learnt_apart(w
     assert "another tone" in caplog.text
 
 
-def test_validation_scenes_are_seen_as_detection_will_see_them(world, tmp_path, caplog):
+def test_validation_scenes_are_seen_as_detection_will_see_them(world, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(levels, "ENOUGH_PX", 9 * 7)
     written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
     with rasterio.open(tmp_path / "dark.tif", "r+") as scene:  # beside the ground learnt from
         scene.transform = scene.transform * Affine.translation(2 * WIDTH, 0)
@@ -301,7 +310,7 @@ def test_validation_scenes_are_seen_as_detection_will_see_them(world, tmp_path, 
         prepared = prepare(*data, run)
         (own,), (held,) = prepared.grounds, prepared.validation
         assert own.scene.levels is None
-        moved = [kept - seen for kept, seen in zip(tone(held.scene), tone(data[1][0].scene), strict=True)]
+        moved = [kept - seen for kept, seen in zip(tone(held.scene).means, tone(data[1][0].scene).means, strict=True)]
         assert moved == pytest.approx([500, -300] if normalize is None else [0, 0], abs=20)
 
 
@@ -311,10 +320,8 @@ def test_fine_tuning_knows_the_tones_of_both_trainings(world, tmp_path):
     day.save(tmp_path / "day.safetensors")
     given = [(tmp_path / "hazy.tif", world / "labels.gpkg")]
     tuned = satseg.train(given, config=RunConfig.from_overrides(TINY), start=tmp_path / "day.safetensors")
-    (first,), (second,) = day.card.tones, learnt(world, start=tmp_path / "day.safetensors").card.training.start_tones
-    assert first == second
-    assert len(tuned.card.tones) == 2
-    assert tuned.card.tones[1] == first
+    assert tuned.card.training.start_sources == day.card.training.sources
+    assert tuned.card.tones[1:] == day.card.tones
     assert tuned.room["red"][1] - tuned.room["red"][0] > day.room["red"][1] - day.room["red"][0]
 
 
@@ -345,6 +352,6 @@ def test_an_ensemble_leaves_the_room_of_all_its_members(world):
     dusk = satseg.train([(world / "dusk.tif", world / "labels.gpkg")], config=RunConfig.from_overrides(TINY))
     day = learnt(world)
     room = Ensemble.of([day, dusk]).room
-    assert room == {
-        name: (min(day.room[name][0], dusk.room[name][0]), max(day.room[name][1], dusk.room[name][1])) for name in NAMES
-    }
+    for name in NAMES:
+        sides = zip(day.room[name], dusk.room[name], strict=True)
+        assert room[name] == (*(choose(both) for choose, both in zip((min, max, min), sides, strict=True)),)

@@ -21,7 +21,7 @@ from satseg.classes import ClassItem, rule_fault
 from satseg.crs import Bounds
 from satseg.errors import BandError
 from satseg.imagery.indices import Candidate, IndexBand, settled
-from satseg.imagery.levels import room_around
+from satseg.imagery.levels import ENOUGH_PX, Span, Tone, room_around
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import Scene
 from satseg.indexes import IndexItem
@@ -127,28 +127,26 @@ class FileHash(_Part):
         return cls(name=Path(path).name, sha256=digest)
 
 
-Means: TypeAlias = tuple[FiniteFloat, ...]
-
-
 class TrainingSource(_Part):
     """One pair of scene and labels: its files, and the ground that it covers.
 
     `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`. `tone` is the mean of each
-    band, in the order of the network's input; empty where it is not known.
+    band, in the order of the network's input, of `tone_px` pixels; empty where it is not known.
     """
 
     files: tuple[FileHash, ...] = ()
     crs: str | None = None
     bounds: Bounds | None = None
     footprint: Plain | None = None
-    tone: Means = ()
+    tone: tuple[FiniteFloat, ...] = ()
+    tone_px: Annotated[int, Field(ge=1)] = ENOUGH_PX
 
 
 class Training(_Part):
     """How the weights came about.
 
-    `start` is the model file that they were fine-tuned from, `start_tones` are those of scenes which that learnt from;
-    `mean_of` tells the weights whose mean they are.
+    `start` is the model file that they were fine-tuned from, `start_sources` are what that learnt from; `mean_of` tells
+    the weights whose mean they are.
     """
 
     sources: tuple[TrainingSource, ...] = ()
@@ -157,7 +155,7 @@ class Training(_Part):
     seed: int | None = None
     options: Plain = {}
     start: FileHash | None = None
-    start_tones: tuple[Means, ...] = ()
+    start_sources: tuple[TrainingSource, ...] = ()
     mean_of: tuple[Sha256, ...] = ()
 
 
@@ -228,7 +226,7 @@ class ModelCard(_Part):
             raise ValueError(f"separated {self.separated} are not some of {self.class_names}")
         if fault := rule_fault(self.classes):
             raise ValueError(fault[2])
-        if odd := {len(tone) for tone in self.tones} - {len(self.bands)}:
+        if odd := {len(tone.means) for tone in self.tones} - {len(self.bands)}:
             raise ValueError(f"tones of {sorted(odd)} bands, but there are {len(self.bands)}")
         planes = len(self.classes) + len(self.separated)
         for key, count in (("bands", len(self.bands)), ("classes", planes)):
@@ -263,12 +261,17 @@ class ModelCard(_Part):
         return normalize_of(told if isinstance(told, str) else None, self.class_names, self.separated)
 
     @property
-    def tones(self) -> list[Means]:
-        """Mean of each band of every scene learnt from, in the order of the network's input, where they are known."""
-        return [*(source.tone for source in self.training.sources if source.tone), *self.training.start_tones]
+    def learnt_from(self) -> tuple[TrainingSource, ...]:
+        """Scenes that the weights have seen, those of a start among them."""
+        return (*self.training.sources, *self.training.start_sources)
 
     @property
-    def room(self) -> dict[str, tuple[float, float]]:
+    def tones(self) -> list[Tone]:
+        """Of every scene learnt from, by a start too, its bands in the order of the network's input; of those known."""
+        return [Tone(source.tone, source.tone_px) for source in self.learnt_from if source.tone]
+
+    @property
+    def room(self) -> dict[str, Span]:
         """Into which the bands of a scene are brought to be near those learnt from; none where not known."""
         return room_around(self.tones, self.normalization)
 

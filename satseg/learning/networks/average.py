@@ -109,7 +109,8 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 def _card(cards: Sequence[ModelCard], digests: tuple[str, ...]) -> ModelCard:
     """What the mean says about itself: it is of all that its parts learnt from, and nobody has scored it yet."""
     tolerances = [card.halo_tolerance for card in cards if card.halo_tolerance is not None]
-    sources = {source.model_dump_json(exclude={"tone"}): source for card in cards for source in card.training.sources}
+    everything = [source for card in cards for source in card.training.sources]
+    sources = {source.model_dump_json(exclude={"tone", "tone_px"}): source for source in everything}
     training = cards[0].training.model_copy(
         update={"sources": tuple(sources.values()), "mean_of": digests, "steps": None, "seconds": None}
     )

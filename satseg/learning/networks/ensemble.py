@@ -25,7 +25,7 @@ import torch
 from satseg.classes import ClassItem
 from satseg.documents import suggest
 from satseg.errors import ModelError, UsageError
-from satseg.imagery.levels import Room
+from satseg.imagery.levels import Room, Span
 from satseg.learning.card import IndexCard, ModelCard, checksum, class_facts
 from satseg.learning.networks.bundle import digest_of, read_card
 from satseg.learning.networks.ensemble_file import ClassStacker, EnsembleFile, Mean, team_file
@@ -245,8 +245,8 @@ class Ensemble:
         rooms = [model.room for model in self.members]
         if not all(rooms):
             return {}
-        sides = {name: [one[name] for one in rooms if name in one] for name in self.bands}
-        return {name: (min(low for low, _ in ends), max(high for _, high in ends)) for name, ends in sides.items()}
+        sides = {name: [*zip(*(one[name] for one in rooms if name in one), strict=True)] for name in self.bands}
+        return {name: Span(min(low), max(high), min(spread)) for name, (low, high, spread) in sides.items()}
 
     @property
     def stride(self) -> int:

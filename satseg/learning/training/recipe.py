@@ -122,7 +122,7 @@ def finished_model(
         seed=run.train.seed,
         options=_told(run, start, registered=any(scene.registrations for scene in scenes)),
         start=None if start is None else start.file,
-        start_tones=() if start is None else start.tones(prepared),
+        start_sources=() if start is None else start.sources(prepared),
     )
     halo = measure_halo(network, prepared.normalization, scenes, seed=run.train.seed)
     if network.reach is None and halo == network.halo:
@@ -178,13 +178,13 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
 
 
 def _source(ground: Ground) -> TrainingSource:
-    grid = ground.scene.grid
+    grid, tone = ground.scene.grid, kept_tone(ground.scene)
     return TrainingSource(
         files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),
-        tone=kept_tone(ground.scene) or (),
+        **({} if tone is None else {"tone": tone.means, "tone_px": tone.pixels}),
     )
 
 

@@ -29,10 +29,9 @@ from torch import Tensor
 
 from satseg.classes import ClassItem
 from satseg.errors import ModelError, UsageError
-from satseg.imagery.levels import Tone
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.tiling import round_up
-from satseg.learning.card import BandCard, FileHash, ModelCard
+from satseg.learning.card import BandCard, FileHash, ModelCard, TrainingSource
 from satseg.learning.ground.grounds import PathLike, Prepared
 from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.bundle import load_bundle
@@ -92,13 +91,15 @@ class Start:
         """Classes of the model whose list was a user's file: their numbers, colours and rules are known from here."""
         return () if self.own_list is None else self.card.classes
 
-    def tones(self, prepared: Prepared) -> tuple[Tone, ...]:
-        """Tones of the scenes that the model learnt from; none where `prepared` has other bands or normalisation."""
+    def sources(self, prepared: Prepared) -> tuple[TrainingSource, ...]:
+        """What the model learnt from; without tones where `prepared` has other bands or normalisation."""
         known = self.card.normalization
-        if not {*prepared.bands} <= {*known.names} or known.select(prepared.bands) != prepared.normalization:
-            return ()
-        order = [known.names.index(name) for name in prepared.bands]
-        return tuple(tuple(tone[place] for place in order) for tone in self.card.tones)
+        alike = {*prepared.bands} <= {*known.names} and known.select(prepared.bands) == prepared.normalization
+        order = [known.names.index(name) for name in prepared.bands] if alike else []
+        return tuple(
+            source.model_copy(update={"tone": tuple(source.tone[place] for place in order) if source.tone else ()})
+            for source in self.card.learnt_from
+        )
 
     def normalized(self, prepared: Prepared, inflate: str | None = None) -> Prepared:
         """`prepared` with the model's normalisation of bands it knows, unless a mean lies beyond what that clips.
