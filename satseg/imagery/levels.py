@@ -51,6 +51,8 @@ spreads of 0.03 to 0.13, 0.08 to 0.34, 0.16 to 0.49 and 0.20 to 0.65."""
 BLOCK_PX, SEED = 256, 0
 MEASURED_BLOCKS = 64
 """With a valid pixel, per scene: 4 million pixels settle a percentile."""
+OVERLOOKED = 0.3
+"""Deviations by which all bands together may be darker or brighter: as `[augment] brightness` changes chips."""
 ROUNDING = 1e-6
 """Of a deviation, by which a mean may lie outside its room."""
 TRIED_BLOCKS = 256
@@ -145,8 +147,7 @@ def brought_near(scene: Scene, room: Room) -> Scene:
     own = tone(scene) if room and scene.levels is None else None
     if own is None:
         return scene
-    seen = dict(zip(scene.bands, own.means, strict=True))
-    moves = {name: _way(seen[name], span, own.unsure * span.spread) for name, span in room.items() if name in seen}
+    moves = _moves(own, {name: room[name] for name in scene.bands if name in room}, scene.bands)
     if not any(moves.values()):
         return scene
     told = ", ".join(f"{name} {move:+.3g}" for name, move in moves.items() if move)
@@ -156,10 +157,16 @@ def brought_near(scene: Scene, room: Room) -> Scene:
     return replace(scene, levels=Normalization(scene.bands, offset, each, low, high))
 
 
-def _way(value: float, span: Span, margin: float) -> float:
-    """What has to be added to `value` to bring it into `span`, or `margin` beside it; 0 for a rounding error."""
-    move = min(max(value, span.low - margin), span.high + margin) - value
-    return move if abs(move) > ROUNDING * span.spread else 0.0
+def _moves(own: Tone, room: Room, bands: Sequence[str]) -> dict[str, float]:
+    """What has to be added to each band with room, of a scene with `bands`, to bring it near."""
+    if not room:
+        return {}
+    low, high, spread = np.transpose([*room.values()])
+    means = np.array([own.means[bands.index(name)] for name in room])
+    away = (np.clip(means, low - own.unsure * spread, high + own.unsure * spread) - means) / spread
+    away[abs(away) < ROUNDING] = 0.0
+    alike = max(away.min(), 0.0) + min(away.max(), 0.0)  # of all bands, where all are to go one way
+    return dict(zip(room, ((away - np.clip(alike, -OVERLOOKED, OVERLOOKED)) * spread).tolist(), strict=True))
 
 
 def measured(looks: Sequence[tuple[Scene, Hidden]], *, seed: int) -> Normalization:
