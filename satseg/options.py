@@ -57,8 +57,8 @@ class DataOptions(BaseModel):
     src_crs: str | None = Field(None, description="CRS of scenes that state none")
     registered: bool = Field(False, description="lay products of a scene over the finest; detect does so too")
     normalize: Literal["data", "near", "scene"] | None = Field(
-        None, description="bands are scaled by statistics of all scenes; so, and detect moves scenes of another tone "
-        "near those learnt from, the default where all classes are learnt apart; by each scene's own, in detect too"
+        None, description="data: bands are scaled by statistics of all scenes; near: so, and detect moves those of "
+        "another tone near these, the default where all classes are learnt apart; scene: by each scene's own, always"
     )  # fmt: skip
 
 
@@ -162,8 +162,8 @@ class AugmentOptions(BaseModel):
     rotate: Share = Field(0.0, description="share of chips turned by any angle")
     zoom: tuple[float, float] = Field((0.6, 1.6), description="range of magnification, even in its logarithm")
     apart: Share = Field(1.0, description="share of chips whose bands change apart from each other: gain and offset")
-    gain: float = Field(0.25, ge=0, lt=1, description="there each band x (1 +- gain)")
-    offset: float = Field(0.25, ge=0, le=10, description="there each band +- offset")
+    gain: float = Field(0.25, ge=0, lt=1, description="each band of such a chip x (1 +- gain)")
+    offset: float = Field(0.25, ge=0, le=10, description="each band of such a chip +- offset")
     brightness: float = Field(0.3, ge=0, lt=1, description="the same for all bands together: gain and offset")
     gamma: float = Field(0.2, ge=0, le=2, description="power of exp(+- gamma)")
     shade: float = Field(0.0, ge=0, le=10, description="strength of slow haze and shadow, on half the chips")

@@ -26,7 +26,16 @@ from satseg.learning.detection.budget import Estimate
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions, scores_of
 from satseg.learning.detection.products import Products, Targets
-from satseg.learning.ground.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
+from satseg.learning.ground.grounds import (
+    LabelsLike,
+    Pair,
+    PathLike,
+    Prepared,
+    SceneLike,
+    as_detected,
+    open_pair,
+    prepare,
+)
 from satseg.learning.networks.architectures import check_network
 from satseg.learning.networks.bundle import check_model_name
 from satseg.learning.networks.ensemble import ModelLike, Predictor, as_predictor
@@ -368,7 +377,10 @@ def _ready_to_train(
     if place is not None and given_ranks().leads:
         check_run(place, note, resume=resume, overwrite=overwrite)
     prepared = prepare(pairs, valid_pairs, run, () if start is None else start.known_classes)
-    return _Ready(run, prepared if start is None else start.normalized(prepared, run.model.inflate), place, note, start)
+    if start is not None:
+        prepared = start.normalized(prepared, run.model.inflate)
+    before = () if start is None else start.sources(prepared)
+    return _Ready(run, as_detected(prepared, run.data.normalize, before), place, note, start)
 
 
 def check_options(run: RunConfig) -> None:

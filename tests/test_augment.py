@@ -19,8 +19,8 @@ EVERYTHING = ALL_COLOURS.model_copy(update={"cutmix": 0.5, "mixup": 0.5})
 
 
 def only(**options: object) -> AugmentOptions:
-    """No change but those named."""
-    return NO_AUGMENTATION.model_copy(update=options)
+    """No change but those named; gain and offset of every chip."""
+    return NO_AUGMENTATION.model_copy(update={"apart": 1.0, **options})
 
 
 def coded(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -190,6 +190,17 @@ def test_gain_and_offset_are_one_per_band_and_within_their_range():
     assert 1.28 < gain.max() <= 1.3 + 1e-6
     assert 0.19 < offset.abs().max() <= 0.2 + 1e-6
     assert torch.corrcoef(gain[:, :, 0].T)[0, 1].abs() < 0.3
+
+
+def test_bands_change_apart_in_a_share_of_the_chips_and_all_chips_in_brightness():
+    image = torch.tensor([-1.0, 1.0]).expand(2000, 3, 3, 2).clone()
+    out = recoloured(image, gain=0.3, offset=0.2, brightness=0.25, apart=0.3)
+    alike = torch.isclose(out, out[:, :1]).flatten(1).all(dim=1)
+    assert 0.66 < alike.float().mean() < 0.74
+    assert torch.isclose(out, image).flatten(1).all(dim=1).sum() == 0
+    kept = recoloured(image, gain=0.3, offset=0.2, apart=0.3)
+    assert torch.equal(kept[alike], image[alike])
+    assert torch.equal(recoloured(image, gain=0.3, offset=0.2, apart=0.0), image)
 
 
 def test_brightness_is_the_same_for_all_bands_and_within_its_range():

@@ -27,14 +27,17 @@ from satseg.imagery.levels import (
     Tone,
     brought_near,
     levelled,
+    limits_of,
     room_around,
     tone,
 )
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.tiling import scattered_blocks
-from satseg.learning.ground.grounds import prepare
+from satseg.learning.ground.grounds import as_detected, prepare
+from satseg.learning.networks.average import average
 from satseg.learning.networks.ensemble import Ensemble
+from satseg.learning.training.start import Start
 from satseg.pipeline import open_pairs
 from satseg.run import RunConfig
 from tests.commands import TINY
@@ -67,6 +70,16 @@ def world(tmp_path_factory):
     boxes = [shapely.box(x, y - 12 * gsd, x + 12 * gsd, y) for x, y in corners]
     geopandas.GeoDataFrame({"class_name": ["a"] * len(boxes)}, geometry=boxes, crs=UTM).to_file(folder / "labels.gpkg")
     return folder
+
+
+def shifted(scene, moved_scene, labels, moved_labels):
+    """Copy a scene and its labels to the ground beside them."""
+    moved_scene.write_bytes(scene.read_bytes())
+    with rasterio.open(moved_scene, "r+") as copy:
+        copy.transform = copy.transform * Affine.translation(2 * WIDTH, 0)
+    layer = geopandas.read_file(labels)
+    step = 2 * WIDTH * satseg.open_scene(scene).grid.gsd_m()
+    layer.assign(geometry=layer.translate(step)).to_file(moved_labels)
 
 
 def learnt(world, **options):
@@ -207,12 +220,13 @@ def known(scale=(10.0, 4.0)):
 def test_room_is_around_the_least_and_the_greatest_mean_of_all_scenes():
     room = room_around([Tone((100.0, 7.0), ENOUGH_PX), Tone((130.0, 6.0), ENOUGH_PX // 4)], known())
     near, nearer = UNSURE, 2 * UNSURE  # of a quarter of the pixels a mean is half as sure
-    assert room == {
+    assert {name: tuple(span)[:3] for name, span in room.items()} == {
         "red": (100 - 10 * near, 130 + 10 * nearer, 10),
         "nir": (6 - 4 * nearer, max(7 + 4 * near, 6 + 4 * nearer), 4),
     }
     assert Tone((0.0,), 9 * ENOUGH_PX).unsure == UNSURE
     assert room_around([], known()) == {}
+    assert limits_of(Normalization(("red",), (5.0,), (2.0,), (0.0,), (10.0,))) == {"red": (-10, 20)}
 
 
 @given(red=st.integers(-60, 60), nir=st.integers(-60, 60))
@@ -265,20 +279,46 @@ def test_of_a_mosaic_that_is_mostly_empty_a_bounded_number_of_blocks_is_read(mon
 
 
 def test_a_collar_that_no_nodata_declares_is_not_of_the_tone(tmp_path):
-    data = noise(3, 90, 70).clip(1, 254).astype(np.uint8)
+    data = noise(3, 90, 70).clip(4, 251).astype(np.uint8)
     framed = np.pad(data, ((0, 0), (40, 0), (0, 60)))
     framed[:, :40] = 255
+    framed[:, 40:, 70:] = noise(3, 90, 60) % 4  # as JPEG leaves black
     bare, collared = (
         satseg.open_scene(write_tiff(tmp_path / f"{name}.tif", pixels))
         for name, pixels in (("bare", data), ("collared", framed))
     )
     assert tone(collared).means == pytest.approx(tone(bare).means, abs=0.5)
-    assert tone(bare).pixels == 90 * 70
+    assert tone(collared).pixels == tone(bare).pixels == 90 * 70
+
+
+@pytest.mark.parametrize("fill", [-9999.0, 65535.0, -3.4028e38])
+def test_a_fill_that_no_nodata_declares_moves_nothing(world, tmp_path, fill, caplog):
+    data = values()
+    data[:, :, :4] = fill
+    path = write_tiff(tmp_path / "filled.tif", data, nodata=NODATA if fill != NODATA else None, descriptions=NAMES)
+    model = learnt(world)
+    found, plain = (satseg.predict(model, path, tone=how).data for how in (None, "own"))
+    assert np.array_equal(found, plain)
+    assert "another tone" not in caplog.text
+    data[0, :, :4] = 100.0  # in one band alone it is no fill; what is beyond float32 is told of
+    write_tiff(path, data, descriptions=NAMES)
+    assert np.isfinite(satseg.predict(model, path).data).all()
+    assert ("tone of filled is not known" in caplog.text) == (fill < -1e38)
+
+
+def test_brightness_of_all_bands_is_left_beside_an_index_that_does_not_see_it(world, caplog):
+    scene = satseg.open_scene(world / "day.tif").with_indices("ndvi")
+    red, nir, ndvi = tone(scene).means
+    left = 10 * (tone(scene).unsure + 0.9 * OVERLOOKED)
+    room = {"red": Span(red + left, red + 99, 10.0), "nir": Span(nir + left, nir + 99, 10.0)}
+    assert brought_near(scene, {**room, "ndvi": Span(ndvi, ndvi, 0.1)}) is scene
+    assert brought_near(scene.select(["red", "nir"]), room).levels is None
+    assert not caplog.text
 
 
 def test_a_scene_of_another_tone_is_found_in_as_one_of_the_tone_learnt(world, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(levels, "ENOUGH_PX", 9 * 7)  # small scenes are sure of their means too
-    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    written(tmp_path / "dark.tif", offset=(-90.0, 60.0))
     model = learnt(world)
     own = satseg.predict(model, world / "day.tif").data
     assert np.array_equal(satseg.predict(model, world / "day.tif", tone="own").data, own)
@@ -295,7 +335,7 @@ def test_a_scene_of_another_tone_is_found_in_as_one_of_the_tone_learnt(world, tm
 
 def test_scenes_are_brought_near_by_default_where_all_classes_are_learnt_apart(world, tmp_path, caplog):
     assert learnt(world).card.info()["normalize"] == "near"
-    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    written(tmp_path / "dark.tif", offset=(-90.0, 60.0))
     labels = geopandas.read_file(world / "labels.gpkg")
     left, bottom, right, top = satseg.open_scene(world / "day.tif").grid.bounds
     field = geopandas.GeoDataFrame({"class_name": ["field"]}, geometry=[shapely.box(left, bottom, right, top)], crs=UTM)
@@ -311,38 +351,61 @@ def test_scenes_are_brought_near_by_default_where_all_classes_are_learnt_apart(w
 
 def test_validation_scenes_are_seen_as_detection_will_see_them(world, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(levels, "ENOUGH_PX", 9 * 7)
-    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
-    with rasterio.open(tmp_path / "dark.tif", "r+") as scene:  # beside the ground learnt from
-        scene.transform = scene.transform * Affine.translation(2 * WIDTH, 0)
-    step = 2 * WIDTH * satseg.open_scene(world / "day.tif").grid.gsd_m()
-    labels = geopandas.read_file(world / "labels.gpkg")
-    labels.assign(geometry=labels.translate(step)).to_file(tmp_path / "dark.gpkg")
-    valid = [(tmp_path / "dark.tif", tmp_path / "dark.gpkg")]
+    written(tmp_path / "dark.tif", offset=(-90.0, 60.0))
+    shifted(tmp_path / "dark.tif", tmp_path / "aside.tif", world / "labels.gpkg", tmp_path / "aside.gpkg")
+    valid = [(tmp_path / "aside.tif", tmp_path / "aside.gpkg")]
     assert learnt(world, valid_data=valid).room
     assert caplog.text.count("another tone") == 1
     for normalize in (None, "data"):
         run = RunConfig.from_options({"normalize": normalize})
         data = [open_pairs(pairs, run) for pairs in ([(world / "day.tif", world / "labels.gpkg")], valid)]
-        prepared = prepare(*data, run)
+        prepared = as_detected(prepare(*data, run), normalize)
         (own,), (held,) = prepared.grounds, prepared.validation
         assert own.scene.levels is None
         moved = [kept - seen for kept, seen in zip(tone(held.scene).means, tone(data[1][0].scene).means, strict=True)]
-        assert moved == pytest.approx([500, -300] if normalize is None else [0, 0], abs=20)
+        assert moved == pytest.approx([90, -60] if normalize is None else [0, 0], abs=20)
 
 
-def test_fine_tuning_knows_the_tones_of_both_trainings(world, tmp_path):
-    written(tmp_path / "hazy.tif", offset=(3.0, 2.0))
-    day = learnt(world)
-    day.save(tmp_path / "day.safetensors")
-    given = [(tmp_path / "hazy.tif", world / "labels.gpkg")]
-    tuned = satseg.train(given, config=RunConfig.from_overrides(TINY), start=tmp_path / "day.safetensors")
+def test_fine_tuning_knows_the_tones_of_both_trainings(world, tmp_path, caplog):
+    written(tmp_path / "hazy.tif", offset=(60.0, -40.0))
+    day, start = learnt(world), tmp_path / "day.safetensors"
+    day.save(start)
+    config = RunConfig.from_overrides(TINY)
+    tuned = satseg.train([(tmp_path / "hazy.tif", world / "labels.gpkg")], config=config, start=start)
     assert tuned.card.training.start_sources == day.card.training.sources
-    assert tuned.card.tones[1:] == day.card.tones
-    assert tuned.room["red"][1] - tuned.room["red"][0] > day.room["red"][1] - day.room["red"][0]
+    assert tuned.card.learnt_from[1:] == day.card.learnt_from
+    assert tuned.room["red"].high - tuned.room["red"].low > day.room["red"].high - day.room["red"].low + 50
+    # Validation is seen so too: of the day it is near what the start knows.
+    shifted(world / "day.tif", tmp_path / "near.tif", world / "labels.gpkg", tmp_path / "near.gpkg")
+    run = RunConfig.from_options({"start": str(start)})
+    given = [(tmp_path / "hazy.tif", world / "labels.gpkg")], [(tmp_path / "near.tif", tmp_path / "near.gpkg")]
+    prepared = prepare(*(open_pairs(pairs, run) for pairs in given), run)
+    begun = Start.load(start)
+    ready = begun.normalized(prepared)
+    assert as_detected(ready, None, begun.sources(ready)).validation[0].scene.levels is None
+    assert as_detected(ready, None).validation[0].scene.levels is not None
+    unknown = day.card.training.sources[0].model_copy(update={"tone": ()})
+    assert as_detected(ready, None, [unknown]) is ready  # nobody knows what the start learnt from
+
+
+def test_means_of_weights_know_what_all_learnt_from_and_read_as_all_do(world):
+    day, fixed = learnt(world), learnt(world, normalize="data")
+    for pair in ([day, fixed], [fixed, day]):
+        assert average(pair).normalize == "data"
+        assert Ensemble.of(pair).normalize == "data"
+    both = average([day, learnt(world, rounds=1)])
+    assert both.normalize == "near"
+    assert both.room == day.room
+    source = day.card.training.sources[0].model_copy(update={"crs": None})
+    tuned = replace(day, card=day.card.model_copy(
+        update={"training": day.card.training.model_copy(update={"start_sources": (source,)})}
+    ))  # fmt: skip
+    for pair in ([day, tuned], [tuned, day]):
+        assert average([pair[0], pair[1]]).card.training.start_sources == (source,)
 
 
 def test_a_part_brought_near_is_detected_as_in_the_whole(world, tmp_path):
-    written(tmp_path / "dark.tif", offset=(-500.0, 300.0))
+    written(tmp_path / "dark.tif", offset=(-90.0, 60.0))
     model, scene = learnt(world), satseg.open_scene(tmp_path / "dark.tif")
     whole = satseg.predict(model, scene, halo="exact", tone="near")
     bounds = scene.grid.crop(Window(16, 32, 40, 50)).bounds
@@ -370,4 +433,4 @@ def test_an_ensemble_leaves_the_room_of_all_its_members(world):
     room = Ensemble.of([day, dusk]).room
     for name in NAMES:
         sides = zip(day.room[name], dusk.room[name], strict=True)
-        assert room[name] == (*(choose(both) for choose, both in zip((min, max, min), sides, strict=True)),)
+        assert room[name] == (*(choose(both) for choose, both in zip((min, max, min, min, max), sides, strict=True)),)

@@ -106,8 +106,8 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 )
 @click.option(
     "--tone", type=click.Choice(["own", "near"]),
-    help="'near': a scene of another light or sensor is moved near those learnt from, as by default where all classes "
-    "are compact objects; 'own': it stays as it is.",
+    help="'near': a scene of another light or sensor, of which some blocks are read for it, is moved near those learnt "
+    "from, as by default where all classes are compact objects; 'own': it stays as it is.",
 )
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")

@@ -131,7 +131,7 @@ class TrainingSource(_Part):
     """One pair of scene and labels: its files, and the ground that it covers.
 
     `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`. `tone` is the mean of each
-    band, in the order of the network's input, of `tone_px` pixels; empty where it is not known.
+    band, in the order of the network's input, of `tone_px` pixels; empty where it is not known, or there are none.
     """
 
     files: tuple[FileHash, ...] = ()
@@ -139,7 +139,7 @@ class TrainingSource(_Part):
     bounds: Bounds | None = None
     footprint: Plain | None = None
     tone: tuple[FiniteFloat, ...] = ()
-    tone_px: Annotated[int, Field(ge=1)] = ENOUGH_PX
+    tone_px: Annotated[int, Field(ge=0)] = ENOUGH_PX
 
 
 class Training(_Part):
@@ -226,7 +226,7 @@ class ModelCard(_Part):
             raise ValueError(f"separated {self.separated} are not some of {self.class_names}")
         if fault := rule_fault(self.classes):
             raise ValueError(fault[2])
-        if odd := {len(tone.means) for tone in self.tones} - {len(self.bands)}:
+        if odd := {len(source.tone) for source in self.learnt_from} - {0, len(self.bands)}:
             raise ValueError(f"tones of {sorted(odd)} bands, but there are {len(self.bands)}")
         planes = len(self.classes) + len(self.separated)
         for key, count in (("bands", len(self.bands)), ("classes", planes)):
@@ -250,15 +250,11 @@ class ModelCard(_Part):
         return self.told("registered") is True
 
     @property
-    def levels(self) -> bool:
-        """Whether each scene learnt from was brought to its own levels, as those to detect in are to be."""
-        return self.normalize == "scene"
-
-    @property
     def normalize(self) -> str:
         """How a scene is read: as it is ("data"), "near" the tones learnt from, or by the levels of the "scene"."""
         told = self.told("normalize")
-        return normalize_of(told if isinstance(told, str) else None, self.class_names, self.separated)
+        found = normalize_of(told if isinstance(told, str) else None, self.class_names, self.separated)
+        return "data" if found == "near" and not self.room else found
 
     @property
     def learnt_from(self) -> tuple[TrainingSource, ...]:
@@ -266,14 +262,9 @@ class ModelCard(_Part):
         return (*self.training.sources, *self.training.start_sources)
 
     @property
-    def tones(self) -> list[Tone]:
-        """Of every scene learnt from, by a start too, its bands in the order of the network's input; of those known."""
-        return [Tone(source.tone, source.tone_px) for source in self.learnt_from if source.tone]
-
-    @property
     def room(self) -> dict[str, Span]:
-        """Into which the bands of a scene are brought to be near those learnt from; none where not known."""
-        return room_around(self.tones, self.normalization)
+        """Into which the bands of a scene are brought to be near those learnt from; none where one is not known."""
+        return room_around(tones_of(self.learnt_from) or (), self.normalization)
 
     def told(self, name: str) -> object:
         """Return the option `name` of ``[data]`` as the training had it; None where the card says nothing of it."""
@@ -297,6 +288,13 @@ class ModelCard(_Part):
         document: dict[str, Any] = self.model_dump(mode="json")
         document[CHECKSUM] = checksum(document)
         return canonical(document)
+
+
+def tones_of(sources: Sequence[TrainingSource]) -> list[Tone] | None:
+    """Return the tones of `sources` that have one; None where one is not known."""
+    if any(source.tone_px and not source.tone for source in sources):
+        return None
+    return [Tone(source.tone, source.tone_px) for source in sources if source.tone]
 
 
 def normalize_of(given: str | None, classes: Sequence[str], separated: Sequence[str]) -> str:

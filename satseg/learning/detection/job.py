@@ -190,7 +190,7 @@ class DetectOptions:
         UsageError
             `tone` is "near", and the model reads scenes by their own levels or does not know the tones of its own.
         InputError
-            As `levelled`, and `brought_near`.
+            As `levelled`.
         """
         levels = model.normalize == "scene"
         if self.tone == "near" and (levels or not model.room):

@@ -27,13 +27,13 @@ from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import brought_near, kept_tone, levelled, measured, room_around
+from satseg.imagery.levels import brought_near, levelled, limits_of, measured, room_around, tone
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.area import area_of_interest
-from satseg.learning.card import IndexCard, normalize_of
+from satseg.learning.card import IndexCard, TrainingSource, normalize_of, tones_of
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.options import DataOptions
 from satseg.run import RunConfig
@@ -211,13 +211,30 @@ def prepare(
     normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
     _tell_suspicions(stored, seed=config.train.seed)
     separated = object_classes(widths) if config.data.separate else ()
-    named = [item.name for item in classes]
-    if validation is not grounds and normalize_of(config.data.normalize, named, separated) == "near":
-        room = room_around([one for ground in grounds if (one := kept_tone(ground.scene))], normalization)
-        validation = tuple(dataclasses.replace(held, scene=brought_near(held.scene, room)) for held in validation)
     if separated:
         grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
     return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)
+
+
+def as_detected(prepared: Prepared, normalize: str | None, before: Sequence[TrainingSource] = ()) -> Prepared:
+    """Return `prepared`, its validation as detection will see it: near all learnt from, where `normalize` is so.
+
+    Parameters
+    ----------
+    normalize : str or None
+        As ``[data]`` has it.
+    before : sequence of TrainingSource
+        What the weights at the start have learnt from.
+    """
+    named, earlier = [item.name for item in prepared.classes], tones_of(before)
+    near = normalize_of(normalize, named, prepared.separated) == "near"
+    if prepared.validation is prepared.grounds or not near or earlier is None:
+        return prepared
+    limits = limits_of(prepared.normalization)
+    found = [tone(ground.scene, limits) for ground in prepared.grounds]
+    room = room_around([*(one for one in found if one is not None), *earlier], prepared.normalization)
+    held = tuple(dataclasses.replace(one, scene=brought_near(one.scene, room)) for one in prepared.validation)
+    return dataclasses.replace(prepared, validation=held)
 
 
 def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:

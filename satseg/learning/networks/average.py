@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from satseg.errors import ModelError, UsageError
-from satseg.learning.card import ModelCard
+from satseg.learning.card import ModelCard, TrainingSource
 from satseg.learning.networks.ensemble import identity
 from satseg.learning.networks.model import Model, load_model
 from satseg.learning.networks.together import check_together, common_items
@@ -106,14 +106,27 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return stacked.to(torch.float64).mean(dim=0).to(stacked.dtype)
 
 
+def _each(sources: Sequence[TrainingSource]) -> tuple[TrainingSource, ...]:
+    """`sources` without those that come again, whose tone another training may have found otherwise."""
+    known: dict[str, TrainingSource] = {}
+    for source in sorted(sources, key=lambda one: not one.tone):
+        known.setdefault(source.model_dump_json(exclude={"tone", "tone_px"}), source)
+    return tuple(known.values())
+
+
 def _card(cards: Sequence[ModelCard], digests: tuple[str, ...]) -> ModelCard:
     """What the mean says about itself: it is of all that its parts learnt from, and nobody has scored it yet."""
     tolerances = [card.halo_tolerance for card in cards if card.halo_tolerance is not None]
-    everything = [source for card in cards for source in card.training.sources]
-    sources = {source.model_dump_json(exclude={"tone", "tone_px"}): source for source in everything}
-    training = cards[0].training.model_copy(
-        update={"sources": tuple(sources.values()), "mean_of": digests, "steps": None, "seconds": None}
+    first = cards[0].training
+    options, data = dict(first.options), first.options.get("data")
+    if len({card.normalize for card in cards}) > 1:  # as an ensemble of them reads scenes
+        options["data"] = {**(data if isinstance(data, dict) else {}), "normalize": "data"}
+    learnt, before = (
+        _each([source for card in cards for source in getattr(card.training, name)])
+        for name in ("sources", "start_sources")
     )
+    told = {"sources": learnt, "start_sources": before, "options": options, "mean_of": digests}
+    training = first.model_copy(update={**told, "steps": None, "seconds": None})
     update = {
         "classes": common_items(cards), "halo": max(card.halo for card in cards),
         "halo_tolerance": max(tolerances, default=None), "scores": {}, "training": training, "weights_sha256": None,

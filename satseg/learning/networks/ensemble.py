@@ -245,8 +245,7 @@ class Ensemble:
         rooms = [model.room for model in self.members]
         if not all(rooms):
             return {}
-        sides = {name: [*zip(*(one[name] for one in rooms if name in one), strict=True)] for name in self.bands}
-        return {name: Span(min(low), max(high), min(spread)) for name, (low, high, spread) in sides.items()}
+        return {name: Span.over([one[name] for one in rooms if name in one]) for name in self.bands}
 
     @property
     def stride(self) -> int:

@@ -92,10 +92,12 @@ def recolour(image: Tensor, options: AugmentOptions, generator: torch.Generator)
     count, bands = image.shape[:2]
     alike, apart = (count, 1, 1, 1), (count, bands, 1, 1)
     factor, shift = torch.ones(apart), torch.zeros(apart)
-    if options.apart and (options.gain or options.offset):
-        hit = _uniform(alike, generator) < options.apart
-        factor = _factor(apart, options.gain, generator).where(hit, factor)
-        shift = (options.offset * _signed(apart, generator)).where(hit, shift)
+    if options.gain or options.offset:
+        factor = _factor(apart, options.gain, generator)
+        shift = options.offset * _signed(apart, generator)
+        if options.apart < 1:
+            kept = _uniform(alike, generator) >= options.apart
+            factor, shift = factor.masked_fill(kept, 1.0), shift.masked_fill(kept, 0.0)
     if options.brightness:
         more = _factor(alike, options.brightness, generator)
         factor, shift = factor * more, shift * more + options.brightness * _signed(alike, generator)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import shapely
@@ -16,7 +16,7 @@ import torch
 
 from satseg.crs import describe
 from satseg.errors import UsageError
-from satseg.imagery.levels import kept_tone
+from satseg.imagery.levels import limits_of, tone
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
@@ -116,7 +116,7 @@ def finished_model(
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
     )
     training = Training(
-        sources=tuple(map(_source, prepared.grounds)),
+        sources=tuple(_source(ground, limits_of(prepared.normalization)) for ground in prepared.grounds),
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
@@ -177,14 +177,15 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _source(ground: Ground) -> TrainingSource:
-    grid, tone = ground.scene.grid, kept_tone(ground.scene)
+def _source(ground: Ground, limits: Mapping[str, tuple[float, float]]) -> TrainingSource:
+    grid, found = ground.scene.grid, tone(ground.scene, limits)
     return TrainingSource(
         files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),
-        **({} if tone is None else {"tone": tone.means, "tone_px": tone.pixels}),
+        tone=() if found is None else found.means,
+        tone_px=0 if found is None else found.pixels,
     )
 
 

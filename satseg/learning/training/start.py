@@ -116,7 +116,7 @@ class Start:
                 code="E-MOD-030",
             )
         found = prepared.normalization
-        if self.card.levels != prepared.levelled:
+        if (self.card.normalize == "scene") != prepared.levelled:
             log.warning("%s saw scenes by other levels than this run: normalisation is measured anew", self.file.name)
             return prepared
         own = _with_those_of(self.card.normalization, found)
