@@ -74,7 +74,7 @@ class DetectOptions:
     bounds : (left, bottom, right, top), optional
         Only this part of the scene, in `bounds_crs` (the scene's own when left out).
     aoi : path-like, optional
-        Vector file of the area to look at; the rest of the scene is not computed, and read for its levels at most.
+        Vector file of the area to look at; the rest is not computed, and some blocks read for levels or tone at most.
     tile, batch_size : int, optional
         Kept side of a tile, and tiles per pass; chosen from model, scene, device and memory.
     halo : int or "exact", optional
