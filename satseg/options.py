@@ -161,7 +161,7 @@ class AugmentOptions(BaseModel):
     d4: bool = Field(True, description="flips and quarter turns, all eight equally likely")
     rotate: Share = Field(0.0, description="share of chips turned by any angle")
     zoom: tuple[float, float] = Field((0.6, 1.6), description="range of magnification, even in its logarithm")
-    apart: Share = Field(1.0, description="share of chips whose bands change apart from each other: gain and offset")
+    apart: Share = Field(0.5, description="share of chips whose bands change apart from each other: gain and offset")
     gain: float = Field(0.25, ge=0, lt=1, description="each band of such a chip x (1 +- gain)")
     offset: float = Field(0.25, ge=0, le=10, description="each band of such a chip +- offset")
     brightness: float = Field(0.3, ge=0, lt=1, description="the same for all bands together: gain and offset")
