@@ -260,8 +260,8 @@ def most_steps(options: TrainOptions, area_px: float, *, ranks: int = 1, learner
     towns learnt, 54 passes (600 steps, 3 CPU-minutes) gave Jaccards of 0.54 in Nairobi and 0.66 in Zanzibar (three
     later runs of 380 to 500 steps 0.51, and 0.56 to 0.63), 170 passes (1870 steps, 10 CPU-minutes) 0.47 and 0.62; Las
     Vegas went from 0.68 to 0.74. The default of 100 lies between; for three networks, one run each, 75 gave 0.52 and
-    0.63 where it gave 0.51 and 0.64. Each of `learners` networks that learn in turn sees as much. Without end for 0
-    passes.
+    0.63 where it gave 0.51 and 0.64, and with scenes brought near `LEAST_STEPS` 0.54 and 0.64 where it gave 0.52 and
+    0.65. Each of `learners` networks that learn in turn sees as much. Without end for 0 passes.
     """
     steps = options.passes * steps_of_a_pass(options, area_px, ranks=ranks)
     return learners * max(LEAST_STEPS, math.ceil(steps)) if options.passes else math.inf
