@@ -26,16 +26,8 @@ from satseg.learning.detection.budget import Estimate
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions, scores_of
 from satseg.learning.detection.products import Products, Targets
-from satseg.learning.ground.grounds import (
-    LabelsLike,
-    Pair,
-    PathLike,
-    Prepared,
-    SceneLike,
-    as_detected,
-    open_pair,
-    prepare,
-)
+from satseg.learning.ground import grounds
+from satseg.learning.ground.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
 from satseg.learning.networks.architectures import check_network
 from satseg.learning.networks.bundle import check_model_name
 from satseg.learning.networks.ensemble import ModelLike, Predictor, as_predictor
@@ -379,8 +371,8 @@ def _ready_to_train(
     prepared = prepare(pairs, valid_pairs, run, () if start is None else start.known_classes)
     if start is not None:
         prepared = start.normalized(prepared, run.model.inflate)
-    before = () if start is None else start.sources(prepared)
-    return _Ready(run, as_detected(prepared, run.data.normalize, before), place, note, start)
+    prepared = grounds.as_detected(prepared, run.data.normalize, start.sources(prepared) if start else ())
+    return _Ready(run, prepared, place, note, start)
 
 
 def check_options(run: RunConfig) -> None:
