@@ -366,7 +366,7 @@ def test_validation_scenes_are_seen_as_detection_will_see_them(world, tmp_path, 
         assert moved == pytest.approx([90, -60] if normalize is None else [0, 0], abs=20)
 
 
-def test_fine_tuning_knows_the_tones_of_both_trainings(world, tmp_path, caplog):
+def test_fine_tuning_knows_the_tones_of_both_trainings(world, tmp_path):
     written(tmp_path / "hazy.tif", offset=(60.0, -40.0))
     day, start = learnt(world), tmp_path / "day.safetensors"
     day.save(start)
@@ -401,7 +401,7 @@ def test_means_of_weights_know_what_all_learnt_from_and_read_as_all_do(world):
         update={"training": day.card.training.model_copy(update={"start_sources": (source,)})}
     ))  # fmt: skip
     for pair in ([day, tuned], [tuned, day]):
-        assert average([pair[0], pair[1]]).card.training.start_sources == (source,)
+        assert average(pair).card.training.start_sources == (source,)
 
 
 def test_a_part_brought_near_is_detected_as_in_the_whole(world, tmp_path):

@@ -165,10 +165,12 @@ def room_around(tones: Sequence[Tone], known: Normalization) -> dict[str, Span]:
     """Return the room that scenes of `tones`, of the bands of `known` in its order, leave another; none without any."""
     if not tones:
         return {}
-    sides = [[np.array(one.means) + sign * one.unsure * np.array(known.scale) for one in tones] for sign in (-1, 1)]
-    low, high = np.min(sides[0], axis=0).tolist(), np.max(sides[1], axis=0).tolist()
-    least, most = zip(*limits_of(known).values(), strict=True)
-    return dict(zip(known.names, map(Span, low, high, known.scale, least, most), strict=True))
+    room = {}
+    for place, (name, limits) in enumerate(limits_of(known).items()):
+        spread = known.scale[place]
+        seen = [(one.means[place], one.unsure * spread) for one in tones]
+        room[name] = Span.over([Span(mean - margin, mean + margin, spread, *limits) for mean, margin in seen])
+    return room
 
 
 def brought_near(scene: Scene, room: Room) -> Scene:

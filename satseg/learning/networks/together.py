@@ -59,7 +59,7 @@ def check_together(cards: Sequence[ModelCard], names: Sequence[str]) -> None:
                 f"{pair} work at other resolutions: {_metres(first.gsd_m)} and {_metres(card.gsd_m)}",
                 hint="train members with one --gsd", code="E-MOD-042",
             )  # fmt: skip
-        if first.normalize != card.normalize and "scene" in (first.normalize, card.normalize):
+        if (first.normalize == "scene") != (card.normalize == "scene"):
             raise ModelError(
                 f"{pair} see scenes otherwise: one by the scene's own levels, the other by those of its data",
                 hint="train members with one normalize=", code="E-MOD-046",
