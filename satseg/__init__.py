@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from satseg.fitting import refit
     from satseg.folds import train_folds
     from satseg.grid import Grid
+    from satseg.imagery.flights import flights
     from satseg.imagery.indexing import index
     from satseg.imagery.labels import rasterize
     from satseg.imagery.scene import Scene, open_scene
@@ -49,6 +50,7 @@ _HOMES = {
     "average": "satseg.learning.networks.average",
     "detect": "satseg.pipeline",
     "detect_to_file": "satseg.pipeline",
+    "flights": "satseg.imagery.flights",
     "predict": "satseg.pipeline",
     "refit": "satseg.fitting",
     "polygonize": "satseg.vector.polygonize",
@@ -62,8 +64,8 @@ _HOMES = {
 
 __all__ = [
     "open_scene", "Scene", "Raster", "Grid", "read_features", "write_features", "train", "plan", "train_folds",
-    "stack", "load_model", "Model", "Ensemble", "write_ensemble", "average", "detect", "detect_to_file", "predict",
-    "refit", "polygonize", "vote", "rasterize", "index", "score", "Report", "SatsegError",
+    "stack", "load_model", "Model", "Ensemble", "write_ensemble", "average", "detect", "detect_to_file", "flights",
+    "predict", "refit", "polygonize", "vote", "rasterize", "index", "score", "Report", "SatsegError",
 ]
 
 

@@ -25,9 +25,9 @@ from satseg.imagery.levels import (
     UNSURE,
     Span,
     Tone,
+    all_room,
     brought_near,
     levelled,
-    limits_of,
     room_around,
     tone,
 )
@@ -226,7 +226,7 @@ def test_room_is_around_the_least_and_the_greatest_mean_of_all_scenes():
     }
     assert Tone((0.0,), 9 * ENOUGH_PX).unsure == UNSURE
     assert room_around([], known()) == {}
-    assert limits_of(Normalization(("red",), (5.0,), (2.0,), (0.0,), (10.0,))) == {"red": (-10, 20)}
+    assert all_room(Normalization(("red",), (5.0,), (2.0,), (0.0,), (10.0,)))["red"][2:] == (2, -10, 20)
 
 
 @given(red=st.integers(-60, 60), nir=st.integers(-60, 60))
@@ -411,6 +411,40 @@ def test_a_part_brought_near_is_detected_as_in_the_whole(world, tmp_path):
     bounds = scene.grid.crop(Window(16, 32, 40, 50)).bounds
     part = satseg.predict(model, scene, halo="exact", tone="near", bounds=bounds)
     assert np.allclose(part.data, whole.data[:, 32:82, 16:56], atol=1e-5)
+
+
+def test_files_of_one_flight_are_moved_alike(world, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(levels, "ENOUGH_PX", 9 * 7)  # small scenes are sure of their means too
+    monkeypatch.setattr(levels, "ALIKE", 50.0)
+    model, dark, folder = learnt(world), values(offset=(-90.0, 60.0)), tmp_path / "flight"
+    dark[:, :40] += 3.0  # a field
+    folder.mkdir(), (tmp_path / "out").mkdir()
+    whole = written(tmp_path / "dark.tif")
+    with rasterio.open(whole) as source:
+        place = source.transform
+    for row, col in ((0, 0), (0, 50), (70, 0), (70, 50)):
+        where = place @ Affine.translation(col, row)
+        part = dark[:, row : row + 70, col : col + 50]
+        write_tiff(folder / f"{row}_{col}.tif", part, nodata=NODATA, descriptions=NAMES, transform=where)
+    (folder / "broken.tif").write_bytes((folder / "0_0.tif").read_bytes()[:3000])
+    model.save(tmp_path / "m.safetensors")
+
+    def moves(told):
+        return [line.split("moved by ")[1].split(" (")[0] for line in told.splitlines() if "moved by" in line]
+
+    one = run("detect", tmp_path / "m.safetensors", folder / "0_0.tif", "-o", tmp_path / "one.gpkg", "--device", "cpu")
+    every = run("detect", tmp_path / "m.safetensors", folder, "-o", tmp_path / "out", "--device", "cpu")
+    assert every.status == 5
+    assert len(moves(every.err)) == 4
+    assert len(set(moves(every.err))) == 1
+    assert moves(every.err)[0] != moves(one.err)[0]
+    scenes = [satseg.open_scene(folder / f"{name}.tif") for name in ("0_0", "0_50", "70_0", "70_50")]
+    flight = satseg.flights(scenes)[0]
+    alike = satseg.detect(model, scenes[0], flight=flight)
+    kept = satseg.read_features(tmp_path / "out" / "0_0.gpkg")
+    assert len(kept) == len(alike)
+    assert np.array_equal(satseg.predict(model, scenes[0], flight=satseg.flights(scenes[:1])[0]).data,
+                          satseg.predict(model, scenes[0]).data)  # fmt: skip
 
 
 def test_a_model_that_knows_no_tone_brings_nothing_near(world, model):

@@ -107,7 +107,8 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
 @click.option(
     "--tone", type=click.Choice(["own", "near"]),
     help="'near': a scene of another light or sensor, of which some blocks are read for it, is moved near those learnt "
-    "from, as by default where all classes are compact objects; 'own': it stays as it is.",
+    "from, as by default where all classes are compact objects; 'own': it stays as it is. Scenes that touch are moved "
+    "alike.",
 )
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")
@@ -246,14 +247,19 @@ def _detect_each(
     options: dict[str, Any],
 ) -> None:
     """Detect in every scene, print what came of each, and raise PartialError when some failed."""
+    from satseg.imagery.flights import flights
+
     results: dict[str, str | SatsegError] = {}
+    usable = [scene for scene in scenes.values() if not isinstance(scene, SatsegError)]
+    flight_of = {scene.name: flight for scene, flight in zip(usable, flights(usable), strict=True)}
     with progress_bar(ctx) as progress:
         for number, (name, scene) in enumerate(scenes.items()):
             try:
                 if isinstance(scene, SatsegError):
                     raise scene
                 share = partial(_batch_progress, progress, number, len(scenes), scene.name)
-                results[name] = _detect(ctx, model, scene, target_of(scene.name), options, share)
+                given = {**options, "flight": flight_of[scene.name]}
+                results[name] = _detect(ctx, model, scene, target_of(scene.name), given, share)
             except SatsegError as error:
                 if isinstance(error, UsageError) and error.code not in OF_ONE_SCENE:
                     raise

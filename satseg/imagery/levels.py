@@ -22,15 +22,25 @@ other towns, none (1 run each)   .547/.657, .551/.679 .615/.573, .632/.582 .098/
 Banepa alone, all (1 run)        .488/.610, .482/.587 .334/.292, .567/.514 .501/.157, .723/.413
 ================================ ==================== ==================== ==========================
 
-Pieces of 77 and 154 m, each taken for a scene, half apart, Jaccards of scores at 0.4: Nairobi 0.497, 0.511 and 0.505,
-0.517; Zanzibar 0.657, 0.617 and 0.668, 0.639; Las Vegas 0.544, 0.622 and 0.581, 0.668. With 0.1 deviations in all for
-any scene, however small, 0.566 and 0.624 in Zanzibar. Rejected: moving only what bands differ by, as precisely as that
-can be measured (0.533 in Zanzibar, whose ground is of another colour); batch normalisation by statistics of the new
-scene (Nairobi 0.525 for 0.564, Zanzibar 0.195 for 0.597).
+Files of one flight (`imagery.flights`) have one tone, the median of theirs, unless a file's own lies so far off that it
+must be of another light. Pieces of 77 and 154 m as files, Jaccards of scores at 0.4, means of two networks of 3
+CPU-minutes on other towns: as they are, each brought near by itself, and as a flight.
+
+===== ===================== ===================== =====================
+piece Nairobi               Zanzibar              Las Vegas
+===== ===================== ===================== =====================
+77 m  0.499, 0.506, 0.518   0.610, 0.612, 0.622   0.446, 0.547, 0.606
+154 m 0.506, 0.508, 0.512   0.610, 0.622, 0.636   0.463, 0.602, 0.618
+===== ===================== ===================== =====================
+
+Rejected: 0.1 deviations in all for any scene, however small (pieces of Zanzibar 0.566 and 0.624, with networks that
+have 0.657 and 0.668 as they are); moving only what bands differ by, as precisely as that can be measured (0.533 in
+Zanzibar, whose ground is of another colour); batch normalisation by statistics of the new scene (Nairobi 0.525 for
+0.564, Zanzibar 0.195 for 0.597).
 
 Where a class covers the ground, such as water or forest, it makes the mean: so this is the default of models whose
-classes are all compact objects, learnt apart, and of no other; ``tone`` of a detection says otherwise. Files of one
-flight are moved each for itself. Every model card keeps the tones of the scenes learnt from.
+classes are all compact objects, learnt apart, and of no other; ``tone`` of a detection says otherwise. Every model card
+keeps the tones of the scenes learnt from.
 
 The statistics are robust as those of a data set are (of values clipped to percentiles), measured on blocks spread over
 the whole scene at its working resolution, so that a detection inside an area of interest equals the same pixels of a
@@ -53,6 +63,7 @@ from rasterio.windows import Window
 
 from satseg.errors import InputError
 from satseg.grid import slices
+from satseg.imagery.flights import flights
 from satseg.imagery.normalization import FLOAT32_MAX, Normalization, Normalizer
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import scattered_blocks
@@ -68,6 +79,9 @@ MEASURED_BLOCKS = 64
 """With a valid pixel, per scene: 4 million pixels settle a percentile."""
 OVERLOOKED = 0.3
 """Deviations by which all bands together may be darker or brighter: as `[augment] brightness` changes chips."""
+ALIKE = 5.0
+"""Times as far as a mean may lie off, by which that of a file may differ from its flight's: what is farther is of
+another light. Of 369 pieces of 128 to 512 pixels a side, of three flights, two were."""
 JPEG_COUNTS = 3
 """By which compression moves the black or white of a collar."""
 ROUNDING = 1e-6
@@ -109,6 +123,7 @@ class Span(NamedTuple):
         return cls(min(low), max(high), min(spread), min(least), max(most))
 
 
+ANY = Span(-math.inf, math.inf, math.inf)
 Room: TypeAlias = Mapping[str, Span]
 """By band."""
 
@@ -131,15 +146,16 @@ def levelled(scene: Scene) -> Scene:
     return replace(scene, levels=measured([(scene, nothing)], seed=SEED))
 
 
-def tone(scene: Scene, limits: Mapping[str, tuple[float, float]] | None = None) -> Tone | None:
+def tone(scene: Scene, room: Room | None = None, *, blocks: int | None = None) -> Tone | None:
     """Return the tone of `scene`, values clipped as in `normalization`; None when no pixel that counts was found.
 
     A fill that no nodata value declares does not count: what is 0, or the greatest number of the scene's type, in all
-    bands, within 3 counts where they are bytes (as JPEG leaves a collar), and what is outside `limits` in all bands.
-    None also, with a warning, where values pass the range of float32.
+    bands, within 3 counts where they are bytes (as JPEG leaves a collar), and what is outside the limits of `room` in
+    all bands. None also, with a warning, where values pass the range of float32. Up to `blocks` (`MEASURED_BLOCKS`)
+    blocks are measured.
     """
-    meter, known = Normalizer(scene.bands), limits or {}
-    least, most = np.array([known.get(name, (-np.inf, np.inf)) for name in scene.bands]).T[:, :, None, None]
+    meter, spans = Normalizer(scene.bands), [(room or {}).get(name, ANY) for name in scene.bands]
+    least, most = np.array([(span.least, span.most) for span in spans]).T[:, :, None, None]
     slack = JPEG_COUNTS if scene.dtype == np.uint8 else 0
     full = np.iinfo(scene.dtype).max - slack if np.issubdtype(scene.dtype, np.integer) else np.inf
 
@@ -148,17 +164,47 @@ def tone(scene: Scene, limits: Mapping[str, tuple[float, float]] | None = None) 
         return np.asarray(found | ((data < least) | (data > most)).all(axis=0))
 
     try:
-        _look(meter, scene, nothing, seed=SEED, most=TRIED_BLOCKS, blank=blank)
+        _look(meter, scene, nothing, seed=SEED, wanted=blocks, most=TRIED_BLOCKS, blank=blank)
         return Tone(meter.result().offset, meter.count) if meter.count else None
     except InputError as error:
         log.warning("the tone of %s is not known: %s", scene.name, error)
         return None
 
 
-def limits_of(known: Normalization) -> dict[str, tuple[float, float]]:
-    """Return between which values a band of `known` can be in any light: thrice the width to which it is clipped."""
-    sides = zip(known.low, known.high, strict=True)
-    return dict(zip(known.names, ((2 * low - high, 2 * high - low) for low, high in sides), strict=True))
+def as_flown(own: Tone, others: Sequence[Tone | None], room: Sequence[Span]) -> Tone:
+    """Return the tone of the flight that a file of tone `own` is of, the median of its files; `own` where it is not so.
+
+    Namely where it lies farther from the flight's than a file of its size may, in a band of `room`.
+    """
+    known = [one for one in others if one is not None]
+    if len(known) < 2:
+        return own
+    common = np.median([one.means for one in known], axis=0)
+    spreads = np.array([span.spread for span in room])
+    if (abs(common - own.means) > ALIKE * own.unsure * spreads).any():
+        return own
+    return Tone(tuple(common.tolist()), max(own.pixels, sum(one.pixels for one in known)))
+
+
+def tones(scenes: Sequence[Scene], room: Room) -> list[Tone | None]:
+    """Return of each scene its tone, or that of its flight."""
+    own = {id(scene): tone(scene, room) for scene in scenes}
+    spans, found = [room.get(name, ANY) for name in scenes[0].bands], []
+    for scene, flight in zip(scenes, flights(scenes), strict=True):
+        one = own[id(scene)]
+        found.append(one and as_flown(one, [own[id(other)] for other in flight.scenes], spans))
+    return found
+
+
+def all_room(known: Normalization) -> dict[str, Span]:
+    """Return room for any mean of the bands of `known`, values limited as any light can make them.
+
+    Which is thrice the width to which they are clipped.
+    """
+    sides = zip(known.names, known.scale, known.low, known.high, strict=True)
+    return {
+        name: Span(-math.inf, math.inf, spread, 2 * low - high, 2 * high - low) for name, spread, low, high in sides
+    }
 
 
 def room_around(tones: Sequence[Tone], known: Normalization) -> dict[str, Span]:
@@ -166,22 +212,34 @@ def room_around(tones: Sequence[Tone], known: Normalization) -> dict[str, Span]:
     if not tones:
         return {}
     room = {}
-    for place, (name, limits) in enumerate(limits_of(known).items()):
-        spread = known.scale[place]
-        seen = [(one.means[place], one.unsure * spread) for one in tones]
-        room[name] = Span.over([Span(mean - margin, mean + margin, spread, *limits) for mean, margin in seen])
+    for place, (name, span) in enumerate(all_room(known).items()):
+        seen = [(one.means[place], one.unsure * span.spread) for one in tones]
+        room[name] = Span.over([span._replace(low=mean - margin, high=mean + margin) for mean, margin in seen])
     return room
 
 
-def brought_near(scene: Scene, room: Room) -> Scene:
+def brought_near(scene: Scene, room: Room, flight: Sequence[Tone | None] = ()) -> Scene:
     """Return `scene` in float32 with bands moved into `room`, as told above; itself where all are, or it is empty.
 
-    Bands without room stay; a scene read by levels already stays too.
+    Bands without room stay; a scene read by levels already stays too. A file of a flight is moved as the tones of the
+    flight's files say.
     """
-    spans = {name: room[name] for name in scene.bands if name in room}
-    if not spans or scene.levels is not None:
+    if scene.levels is not None or not any(name in room for name in scene.bands):
         return scene
-    own = tone(scene, {name: (span.least, span.most) for name, span in spans.items()})
+    own = tone(scene, room)
+    if own is not None and flight:
+        own = as_flown(own, flight, [room.get(name, ANY) for name in scene.bands])
+    return _near(scene, own, room)
+
+
+def all_near(scenes: Sequence[Scene], room: Room) -> list[Scene]:
+    """Return `scenes`, of the same bands, brought near, those of one flight together."""
+    return [_near(scene, own, room) for scene, own in zip(scenes, tones(scenes, room), strict=True)]
+
+
+def _near(scene: Scene, own: Tone | None, room: Room) -> Scene:
+    """`scene`, of the tone `own`, moved into `room`."""
+    spans = {name: room[name] for name in scene.bands if name in room}
     moves = {} if own is None else _moves(own, spans, scene)
     if not any(moves.values()):
         return scene
@@ -227,10 +285,17 @@ def measured(looks: Sequence[tuple[Scene, Hidden]], *, seed: int) -> Normalizati
 
 
 def _look(
-    meter: Normalizer, scene: Scene, hidden: Hidden, *, seed: int, most: int | None = None, blank: Blank | None = None
+    meter: Normalizer,
+    scene: Scene,
+    hidden: Hidden,
+    *,
+    seed: int,
+    wanted: int | None = None,
+    most: int | None = None,
+    blank: Blank | None = None,
 ) -> None:
-    """Let `meter` see up to `MEASURED_BLOCKS` blocks of `scene` that have any pixel which counts, of `most` read."""
-    seen = 0
+    """Let `meter` see `wanted` (`MEASURED_BLOCKS`) blocks of `scene` with any pixel that counts, of `most` read."""
+    seen, wanted = 0, wanted or MEASURED_BLOCKS
     with scene.reader() as reader:
         for block in islice(scattered_blocks(*scene.grid.shape, side=BLOCK_PX, seed=seed), most):
             raster = reader.read(block)
@@ -242,5 +307,5 @@ def _look(
             if usable.any():
                 meter.update(replace(raster, valid=usable))
                 seen += 1
-            if seen == MEASURED_BLOCKS:
+            if seen == wanted:
                 break

@@ -9,14 +9,17 @@ detection of everything. The work itself is done by `engine`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from rasterio.windows import Window
 
-from satseg.errors import GridError
+from satseg.errors import GridError, SatsegError, UsageError
 from satseg.grid import Grid, slices
+from satseg.imagery.flights import Flight
+from satseg.imagery.levels import MEASURED_BLOCKS, Tone, brought_near, levelled, tone
 from satseg.imagery.scene import Scene
 from satseg.learning.detection.engine import RowBand
 from satseg.learning.networks.ensemble import Predictor
@@ -42,6 +45,47 @@ def working_scene(model: Predictor, scene: Scene) -> Scene:
     if wanted is None or scene.grid.crs is None or abs(scene.grid.gsd_m() / wanted - 1) <= 0.05:
         return chosen
     return chosen.at_gsd(wanted)
+
+
+def toned_scene(
+    model: Predictor, scene: Scene, how: Literal["own", "near"] | None = None, flight: Flight | None = None
+) -> Scene:
+    """Return `scene`, with the model's bands, at its own levels or near the tones the model knows.
+
+    Parameters
+    ----------
+    how : {"own", "near"}, optional
+        As the model says when left out.
+    flight : Flight, optional
+        Of which the scene is a file.
+
+    Raises
+    ------
+    UsageError
+        `how` is "near", and the model reads scenes by their own levels or does not know the tones of its own.
+    InputError
+        As `levelled`.
+    """
+    levels = model.normalize == "scene"
+    if how == "near" and (levels or not model.room):
+        why = "brings every scene to its own levels" if levels else "does not know the tones it learnt from"
+        raise UsageError(f"tone='near', but the model {why}", hint="leave tone out", code="E-USE-029")
+    if levels:
+        return levelled(scene)
+    if (how or model.normalize) != "near":
+        return scene
+
+    if flight is None or len(flight.scenes) < 2:
+        return brought_near(scene, model.room)
+    blocks = math.ceil(MEASURED_BLOCKS / len(flight.scenes))
+
+    def tone_of(one: Scene) -> Tone | None:
+        try:
+            return tone(working_scene(model, one), model.room, blocks=blocks)
+        except SatsegError:  # told where that file itself is worked on
+            return None
+
+    return brought_near(scene, model.room, flight.each(model, tone_of))
 
 
 def chosen_halo(model: Model, halo: int | Literal["exact"] | None) -> int:

@@ -26,9 +26,9 @@ import satseg
 from satseg.crs import Bounds, CRSLike, describe
 from satseg.errors import UsageError
 from satseg.imagery.drivers import is_remote
+from satseg.imagery.flights import Flight
 from satseg.imagery.indices import IndexBand
 from satseg.imagery.labels import Geometries
-from satseg.imagery.levels import brought_near, levelled
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan
 from satseg.learning.area import area_of_interest
@@ -43,7 +43,7 @@ from satseg.learning.detection.budget import (
     strips_ahead,
 )
 from satseg.learning.detection.engine import RowBand, Working, scan
-from satseg.learning.detection.inference import chosen_halo, gather
+from satseg.learning.detection.inference import chosen_halo, gather, toned_scene
 from satseg.learning.detection.products import Making, Products, Targets
 from satseg.learning.machine import resolve_device
 from satseg.learning.networks.ensemble import Predictor, identity
@@ -111,6 +111,8 @@ class DetectOptions:
     tone : {"own", "near"}, optional
         "near": a scene whose bands lie off all that the model learnt from, as another sensor's or another light's do,
         is moved near them, and told of (`satseg.imagery.levels`); as the model says when left out.
+    flight : Flight, optional
+        Of which the scene is one file: all are moved alike then (`satseg.imagery.flights`).
     """
 
     bounds: Bounds | None = None
@@ -132,6 +134,7 @@ class DetectOptions:
     score_type: ScoreType = "float32"
     register: bool | None = None
     tone: Literal["own", "near"] | None = None
+    flight: Flight | None = None
 
     def __post_init__(self) -> None:
         choices = {"tta": tuple(TTA), "engine": ENGINES, "score_type": get_args(ScoreType), "mean": (None, *MEANS),
@@ -181,24 +184,6 @@ class DetectOptions:
             strips_ahead=2 if on_gpu else 1,
             bands_ahead=1 if on_gpu else 0,
         )
-
-    def toned(self, model: Predictor, scene: Scene) -> Scene:
-        """`scene` at its own levels or near the tones the model knows, where the model or `tone` says so.
-
-        Raises
-        ------
-        UsageError
-            `tone` is "near", and the model reads scenes by their own levels or does not know the tones of its own.
-        InputError
-            As `levelled`.
-        """
-        levels = model.normalize == "scene"
-        if self.tone == "near" and (levels or not model.room):
-            why = "brings every scene to its own levels" if levels else "does not know the tones it learnt from"
-            raise UsageError(f"tone='near', but the model {why}", hint="leave tone out", code="E-USE-029")
-        if levels:
-            return levelled(scene)
-        return brought_near(scene, model.room) if (self.tone or model.normalize) == "near" else scene
 
     def thresholds(self, model: Predictor) -> NDArray[np.float32]:
         """One threshold per plane: for classes the option or the model's own, for their cores `CORE_LEVEL`."""
@@ -255,7 +240,7 @@ class Detection:
             )  # fmt: skip
         if options.mean is not None and len(model.members) == 1 and options.tta == "none":
             log.warning("one model and one view have no %s mean: scores are as they are", options.mean)
-        scene = options.toned(model, scene)
+        scene = toned_scene(model, scene, options.tone, options.flight)
         window, working = options.window(scene), options.working(model)
         working = replace(working, strips_ahead=strips_ahead(scene, working))
         plan, memory = choose_tiles(

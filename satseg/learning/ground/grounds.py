@@ -27,7 +27,7 @@ from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
-from satseg.imagery.levels import brought_near, levelled, limits_of, measured, room_around, tone
+from satseg.imagery.levels import all_near, all_room, levelled, measured, room_around, tones
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
@@ -230,11 +230,13 @@ def as_detected(prepared: Prepared, normalize: str | None, before: Sequence[Trai
     near = normalize_of(normalize, named, prepared.separated) == "near"
     if prepared.validation is prepared.grounds or not near or earlier is None:
         return prepared
-    limits = limits_of(prepared.normalization)
-    found = [tone(ground.scene, limits) for ground in prepared.grounds]
+    found = tones([ground.scene for ground in prepared.grounds], all_room(prepared.normalization))
     room = room_around([*(one for one in found if one is not None), *earlier], prepared.normalization)
-    held = tuple(dataclasses.replace(one, scene=brought_near(one.scene, room)) for one in prepared.validation)
-    return dataclasses.replace(prepared, validation=held)
+    held = all_near([ground.scene for ground in prepared.validation], room)
+    validation = tuple(
+        dataclasses.replace(one, scene=scene) for one, scene in zip(prepared.validation, held, strict=True)
+    )
+    return dataclasses.replace(prepared, validation=validation)
 
 
 def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import shapely
@@ -16,12 +16,11 @@ import torch
 
 from satseg.crs import describe
 from satseg.errors import UsageError
-from satseg.imagery.levels import limits_of, tone
+from satseg.imagery.levels import Tone, all_room, tones
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
 from satseg.learning.ground.grounds import Prepared
-from satseg.learning.ground.split import Ground
 from satseg.learning.machine import resolve_device
 from satseg.learning.networks.architectures import architecture_of, library_versions, new_network
 from satseg.learning.networks.bundle import current_versions
@@ -116,7 +115,7 @@ def finished_model(
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
     )
     training = Training(
-        sources=tuple(_source(ground, limits_of(prepared.normalization)) for ground in prepared.grounds),
+        sources=tuple(map(_source, scenes, tones(scenes, all_room(prepared.normalization)))),
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
@@ -177,10 +176,10 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _source(ground: Ground, limits: Mapping[str, tuple[float, float]]) -> TrainingSource:
-    grid, found = ground.scene.grid, tone(ground.scene, limits)
+def _source(scene: Scene, found: Tone | None) -> TrainingSource:
+    grid = scene.grid
     return TrainingSource(
-        files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
+        files=tuple(FileHash.of(path) for path in scene.paths if Path(path).is_file()),
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),
