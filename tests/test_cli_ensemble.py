@@ -79,7 +79,7 @@ def test_a_stopped_ensemble_goes_on_to_the_same_bytes(town, run, monkeypatch):
         (("1.safetensors", "scene.tif", "--mean", "harmonic"), 2, "E-USE-000"),
         (("1.safetensors", "b.safetensors", "scene.tif", "--ensemble"), 3, "E-MOD-041"),
         (("1.safetensors", "none.safetensors", "scene.tif", "--ensemble"), 3, "E-MOD-010"),
-        (("none.toml", "scene.tif"), 2, "E-SPEC-002"),
+        (("none.toml", "scene.tif"), 3, "E-MOD-010"),
         (("bad.toml", "scene.tif"), 2, "E-SPEC-005"),
     ],
 )
@@ -104,7 +104,7 @@ def test_info_tells_of_models_and_ensembles(town, run, monkeypatch):
     (town / "family").mkdir()
     run("ensemble", "1.safetensors", "2.safetensors", "-o", "family/ensemble.toml").done()
     assert "../1.safetensors" in run("info", "family").done().out
-    run("info", "none.toml").refused(2, "E-SPEC-002")
+    run("info", "none.toml").refused(3, "E-IN-101")
 
 
 def test_the_same_model_twice_is_told_of(town, run, monkeypatch):

@@ -176,7 +176,9 @@ def is_ensemble_file(path: object) -> bool:
 def team_file(path: PathLike) -> PathLike | None:
     """Return the ensemble file that `path` is, or that it has as the folder of a training in folds; None: neither."""
     inside = Path(path) / IN_FOLDER
-    return inside if inside.is_file() else path if is_ensemble_file(path) else None
+    if inside.is_file():
+        return inside
+    return path if is_ensemble_file(path) and Path(path).exists() else None
 
 
 def combined(
