@@ -34,6 +34,7 @@ from satseg.imagery.levels import (
 from satseg.imagery.normalization import CLIP_MARGIN, PERCENTILES, Normalization
 from satseg.imagery.reader import SceneReader
 from satseg.imagery.tiling import scattered_blocks
+from satseg.learning.detection import inference
 from satseg.learning.ground.grounds import as_detected, prepare
 from satseg.learning.networks.average import average
 from satseg.learning.networks.ensemble import Ensemble
@@ -424,8 +425,10 @@ def test_files_of_one_flight_are_moved_alike(world, tmp_path, run, monkeypatch):
         place = source.transform
     for row, col in ((0, 0), (0, 50), (70, 0), (70, 50)):
         where = place @ Affine.translation(col, row)
-        part = dark[:, row : row + 70, col : col + 50]
-        write_tiff(folder / f"{row}_{col}.tif", part, nodata=NODATA, descriptions=NAMES, transform=where)
+        part = dark[[1, 0, 1], row : row + 70, col : col + 50]
+        write_tiff(
+            folder / f"{row}_{col}.tif", part, nodata=NODATA, descriptions=("blue", *NAMES), transform=where
+        )  # fmt: skip
     (folder / "broken.tif").write_bytes((folder / "0_0.tif").read_bytes()[:3000])
     model.save(tmp_path / "m.safetensors")
 
@@ -433,16 +436,27 @@ def test_files_of_one_flight_are_moved_alike(world, tmp_path, run, monkeypatch):
         return [line.split("moved by ")[1].split(" (")[0] for line in told.splitlines() if "moved by" in line]
 
     one = run("detect", tmp_path / "m.safetensors", folder / "0_0.tif", "-o", tmp_path / "one.gpkg", "--device", "cpu")
-    every = run("detect", tmp_path / "m.safetensors", folder, "-o", tmp_path / "out", "--device", "cpu")
+    every = run(
+        "detect", tmp_path / "m.safetensors", folder, "-o", tmp_path / "out", "--device", "cpu", "--min-area", 0,
+        "--threshold", 0.0102,
+    )  # fmt: skip
     assert every.status == 5
     assert len(moves(every.err)) == 4
     assert len(set(moves(every.err))) == 1
     assert moves(every.err)[0] != moves(one.err)[0]
     scenes = [satseg.open_scene(folder / f"{name}.tif") for name in ("0_0", "0_50", "70_0", "70_50")]
     flight = satseg.flights(scenes)[0]
-    alike = satseg.detect(model, scenes[0], flight=flight)
-    kept = satseg.read_features(tmp_path / "out" / "0_0.gpkg")
-    assert len(kept) == len(alike)
+    counted = []
+    monkeypatch.setattr(inference, "tone", lambda *given, blocks=None: counted.append(blocks) or tone(*given))
+    for each in scenes:
+        alike = satseg.predict(tmp_path / "m.safetensors", each, flight=flight)
+    assert counted == [levels.MEASURED_BLOCKS // 4] * 4  # of the files, once for all
+    how = {"flight": flight, "threshold": 0.0102, "min_area": 0.0}
+    satseg.detect_to_file(model, scenes[3], tmp_path / "alike.gpkg", scores=tmp_path / "alike.tif", **how)
+    assert np.array_equal(satseg.open_scene(tmp_path / "alike.tif").read().data, alike.data)
+    kept, again = (satseg.read_features(tmp_path / name) for name in ("out/70_50.gpkg", "alike.gpkg"))
+    assert len(kept) > 0
+    assert kept.equals(again)
     assert np.array_equal(satseg.predict(model, scenes[0], flight=satseg.flights(scenes[:1])[0]).data,
                           satseg.predict(model, scenes[0]).data)  # fmt: skip
 

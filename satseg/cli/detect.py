@@ -111,7 +111,9 @@ def _halo(_: click.Context, __: click.Parameter, text: str | None) -> int | str 
     "alike.",
 )
 @click.option("--amp", is_flag=True, help="Half precision: faster, scores differ in the third digit.")
-@click.option("--resume", is_flag=True, help="Go on with a stopped run; keep outputs that are complete.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a stopped run of the same scenes; keep outputs that are complete."
+)
 @overwrite_option
 @click.pass_context
 def command(ctx: click.Context, /, model: str, scenes: tuple[str, ...], output: str, **options: Any) -> None:
@@ -250,7 +252,8 @@ def _detect_each(
     from satseg.imagery.flights import flights
 
     results: dict[str, str | SatsegError] = {}
-    usable = [scene for scene in scenes.values() if not isinstance(scene, SatsegError)]
+    toned = (options["tone"] or model.normalize) == "near"
+    usable = [scene for scene in scenes.values() if toned and not isinstance(scene, SatsegError)]
     flight_of = {scene.name: flight for scene, flight in zip(usable, flights(usable), strict=True)}
     with progress_bar(ctx) as progress:
         for number, (name, scene) in enumerate(scenes.items()):
@@ -258,7 +261,7 @@ def _detect_each(
                 if isinstance(scene, SatsegError):
                     raise scene
                 share = partial(_batch_progress, progress, number, len(scenes), scene.name)
-                given = {**options, "flight": flight_of[scene.name]}
+                given = {**options, "flight": flight_of.get(scene.name)}
                 results[name] = _detect(ctx, model, scene, target_of(scene.name), given, share)
             except SatsegError as error:
                 if isinstance(error, UsageError) and error.code not in OF_ONE_SCENE:

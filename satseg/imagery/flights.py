@@ -1,30 +1,35 @@
-"""Which scenes are tiles of one flight: files beside each other, of the same kind.
+"""Which scenes are files of one flight: beside each other and of one kind.
 
 A flight or a satellite's pass is often delivered as hundreds of files, and each is too small to tell the light it was
 taken in from what happens to be on its ground. Files of one CRS, pixel size, type and bands whose outlines touch are
-taken for one flight; whether they are of one light, too, is for whoever measures them to see (`levels.as_flown`).
-Rejected: names and dates, which no two providers write alike.
+taken for one flight, those that cover each other for two; whether a file is of the flight's light is for whoever
+measures it to see (`levels.as_flown`). Rejected: names and dates, which no two providers write alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
+from satseg.crs import describe
+from satseg.errors import UsageError
 from satseg.imagery.scene import Scene
 
 MOST_FILES = 64
 """Of a flight that are looked at."""
 SAME_SIZE = 0.01
 """By how much pixels of one flight may differ in length, as a share."""
+COVERED = 0.5
+"""Share of the smaller of two files from which on they are of two flights, such as of two dates."""
 SEED = 0
 
 
 class Flight:
-    """Scenes of one flight, and what was last found of them; made by `flights`.
+    """Scenes of one flight, and what was last measured of them; made by `flights`.
 
     Parameters
     ----------
@@ -34,51 +39,68 @@ class Flight:
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self.scenes = tuple(scenes)
-        self._seen: tuple[object, tuple[Any, ...]] | None = None
+        self._last: tuple[Hashable, tuple[Any, ...]] | None = None
 
-    def each(self, whose: object, look: Callable[[Scene], Any]) -> tuple[Any, ...]:
-        """Return what `look` finds of every scene; what it found before, where it was for the same `whose`."""
-        if self._seen is None or self._seen[0] is not whose:
-            self._seen = whose, tuple(map(look, self.scenes))
-        return self._seen[1]
+    def measured(self, key: Hashable, measure: Callable[[Scene], Any]) -> tuple[Any, ...]:
+        """Return what `measure` finds of each scene, or what it found under the same `key` the last time."""
+        if self._last is None or self._last[0] != key:
+            self._last = key, tuple(map(measure, self.scenes))
+        return self._last[1]
 
 
-def flights(scenes: Sequence[Scene]) -> list[Flight]:
+def flights(scenes: Iterable[Scene]) -> list[Flight]:
     """Return of each of `scenes` its flight, the same object for all that are of one.
 
     A scene without a CRS, or that touches no other of its kind, is a flight by itself. Of a flight of more than
-    `MOST_FILES` scenes so many are looked at, and not every scene is among them.
+    `MOST_FILES` scenes so many are looked at, the same ones in whatever order they come.
+
+    Raises
+    ------
+    UsageError
+        Something else than open scenes.
     """
-    beside = _neighbours(scenes)
-    found: dict[int, Flight] = {}
-    for first in range(len(scenes)):
-        if first in found:
+    found = [scenes] if isinstance(scenes, (str, Scene)) else list(scenes)
+    if isinstance(scenes, Scene) or not all(isinstance(one, Scene) for one in found):
+        raise UsageError(
+            "flights are of several open scenes", hint="give [satseg.open_scene(path) for path in paths]",
+            code="E-USE-033",
+        )  # fmt: skip
+    beside: list[list[int]] = [[] for _ in found]
+    for one, other in _neighbours(found):
+        beside[one].append(other)
+        beside[other].append(one)
+    flight_of: dict[int, Flight] = {}
+    for first in range(len(found)):
+        if first in flight_of:
             continue
         members, waiting = {first}, [first]
         while waiting:
-            fresh = beside[waiting.pop()] - members
+            fresh = set(beside[waiting.pop()]) - members
             members |= fresh
             waiting += fresh
-        chosen = np.random.default_rng(SEED).permutation(sorted(members))[:MOST_FILES]
-        found |= dict.fromkeys(members, Flight([scenes[at] for at in sorted(chosen)]))
-    return [found[at] for at in range(len(scenes))]
+        placed = sorted((found[at].grid.bounds, found[at].name, at) for at in members)
+        chosen = np.random.default_rng(SEED).permutation(len(placed))[:MOST_FILES]
+        flight_of |= dict.fromkeys(members, Flight([found[placed[place][-1]] for place in sorted(chosen)]))
+    return [flight_of[at] for at in range(len(found))]
 
 
-def _neighbours(scenes: Sequence[Scene]) -> list[set[int]]:
-    """Of each scene the others of its kind that touch it, to within half a pixel."""
-    outlines = np.array([scene.grid.footprint() for scene in scenes], dtype=object)
-    tree, beside = shapely.STRtree(outlines), []
+def _neighbours(scenes: Sequence[Scene]) -> NDArray[np.intp]:
+    """Pairs (N, 2) of scenes of one kind that touch, to within half a pixel, and do not cover each other."""
+    kinds: dict[object, list[int]] = {}
     for at, scene in enumerate(scenes):
-        near = tree.query(outlines[at], predicate="dwithin", distance=max(scene.grid.resolution) / 2)
-        beside.append({int(other) for other in near if other != at and _alike(scene, scenes[other])})
-    return beside
-
-
-def _alike(one: Scene, other: Scene) -> bool:
-    sizes = np.divide(one.grid.resolution, other.grid.resolution)
-    return (
-        one.grid.crs is not None
-        and one.grid.crs == other.grid.crs
-        and (one.bands, one.dtype) == (other.bands, other.dtype)
-        and bool((abs(np.log(sizes)) <= SAME_SIZE).all())
-    )
+        if scene.grid.crs is not None:
+            kinds.setdefault((describe(scene.grid.crs), scene.bands, scene.dtype), []).append(at)
+    pairs = [np.empty((0, 2), np.intp)]
+    for kind in kinds.values():
+        members = np.array(kind)
+        outlines = np.array([scenes[at].grid.footprint() for at in kind], dtype=object)
+        sizes = np.log([scenes[at].grid.resolution for at in kind])
+        apart = np.exp(sizes).max(axis=1) / 2
+        one, other = shapely.STRtree(outlines).query(outlines, predicate="dwithin", distance=apart)
+        one, other = one[one < other], other[one < other]
+        alike = (abs(sizes[one] - sizes[other]) <= SAME_SIZE).all(axis=1)
+        one, other = one[alike], other[alike]
+        common = shapely.area(shapely.intersection(outlines[one], outlines[other]))
+        beside = common < COVERED * np.minimum(*shapely.area([outlines[one], outlines[other]]))
+        pairs.append(members[np.column_stack([one, other])[beside]])
+    return np.concatenate(pairs)

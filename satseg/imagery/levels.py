@@ -79,9 +79,12 @@ MEASURED_BLOCKS = 64
 """With a valid pixel, per scene: 4 million pixels settle a percentile."""
 OVERLOOKED = 0.3
 """Deviations by which all bands together may be darker or brighter: as `[augment] brightness` changes chips."""
-ALIKE = 5.0
-"""Times as far as a mean may lie off, by which that of a file may differ from its flight's: what is farther is of
-another light. Of 369 pieces of 128 to 512 pixels a side, of three flights, two were."""
+ALIKE, FARTHEST = 5.0, 3.0
+"""Times as far as a mean may lie off, and standard deviations of the flight's files, by which that of a file may differ
+from its flight's: what is farther than both is of another light. Of 369 pieces of 128 to 512 pixels a side, of three
+flights, two lay farther than the first."""
+NORMAL_MAD = 1.4826
+"""Standard deviations of a normal distribution to its median absolute deviation."""
 JPEG_COUNTS = 3
 """By which compression moves the black or white of a collar."""
 ROUNDING = 1e-6
@@ -174,24 +177,26 @@ def tone(scene: Scene, room: Room | None = None, *, blocks: int | None = None) -
 def as_flown(own: Tone, others: Sequence[Tone | None], room: Sequence[Span]) -> Tone:
     """Return the tone of the flight that a file of tone `own` is of, the median of its files; `own` where it is not so.
 
-    Namely where it lies farther from the flight's than a file of its size may, in a band of `room`.
+    Namely where it lies farther from the flight's, in a band of `room`, than a file of its size may and than the
+    flight's files do.
     """
     known = [one for one in others if one is not None]
     if len(known) < 2:
         return own
-    common = np.median([one.means for one in known], axis=0)
-    spreads = np.array([span.spread for span in room])
-    if (abs(common - own.means) > ALIKE * own.unsure * spreads).any():
+    means = np.array([one.means for one in known])
+    common = np.median(means, axis=0)
+    deviations = NORMAL_MAD * np.median(abs(means - common), axis=0)
+    unsure = own.unsure * np.array([span.spread for span in room])
+    if (abs(common - own.means) > np.maximum(ALIKE * unsure, FARTHEST * deviations)).any():
         return own
-    return Tone(tuple(common.tolist()), max(own.pixels, sum(one.pixels for one in known)))
+    return Tone(tuple(common.tolist()), sum(one.pixels for one in known))
 
 
 def tones(scenes: Sequence[Scene], room: Room) -> list[Tone | None]:
-    """Return of each scene its tone, or that of its flight."""
-    own = {id(scene): tone(scene, room) for scene in scenes}
-    spans, found = [room.get(name, ANY) for name in scenes[0].bands], []
+    """Return of each scene, all of the same bands, its tone, or that of its flight."""
+    own, found = {id(scene): tone(scene, room) for scene in scenes}, []
     for scene, flight in zip(scenes, flights(scenes), strict=True):
-        one = own[id(scene)]
+        one, spans = own[id(scene)], [room.get(name, ANY) for name in scene.bands]
         found.append(one and as_flown(one, [own[id(other)] for other in flight.scenes], spans))
     return found
 
@@ -240,12 +245,12 @@ def all_near(scenes: Sequence[Scene], room: Room) -> list[Scene]:
 def _near(scene: Scene, own: Tone | None, room: Room) -> Scene:
     """`scene`, of the tone `own`, moved into `room`."""
     spans = {name: room[name] for name in scene.bands if name in room}
-    moves = {} if own is None else _moves(own, spans, scene)
+    moves = _moves(own, spans, scene) if own is not None and spans else {}
     if not any(moves.values()):
         return scene
     told = ", ".join(f"{name} {move:+.3g}" for name, move in moves.items() if move)
     log.warning(
-        "%s is of another tone than all scenes learnt from: bands are moved by %s (tone 'own' leaves them)",
+        "%s is of another tone than all that was learnt from: bands are moved by %s (tone 'own' leaves them)",
         scene.name, told,
     )  # fmt: skip
     offset, each = tuple(-moves.get(name, 0.0) for name in scene.bands), (1.0,) * len(scene.bands)
@@ -295,7 +300,7 @@ def _look(
     blank: Blank | None = None,
 ) -> None:
     """Let `meter` see `wanted` (`MEASURED_BLOCKS`) blocks of `scene` with any pixel that counts, of `most` read."""
-    seen, wanted = 0, wanted or MEASURED_BLOCKS
+    seen, enough = 0, wanted or MEASURED_BLOCKS
     with scene.reader() as reader:
         for block in islice(scattered_blocks(*scene.grid.shape, side=BLOCK_PX, seed=seed), most):
             raster = reader.read(block)
@@ -307,5 +312,5 @@ def _look(
             if usable.any():
                 meter.update(replace(raster, valid=usable))
                 seen += 1
-            if seen == wanted:
+            if seen == enough:
                 break

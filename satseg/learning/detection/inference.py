@@ -85,7 +85,8 @@ def toned_scene(
         except SatsegError:  # told where that file itself is worked on
             return None
 
-    return brought_near(scene, model.room, flight.each(model, tone_of))
+    known_by = (model.bands, model.gsd_m, *model.room.items())
+    return brought_near(scene, model.room, flight.measured(known_by, tone_of))
 
 
 def chosen_halo(model: Model, halo: int | Literal["exact"] | None) -> int:

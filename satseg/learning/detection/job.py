@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -151,6 +152,8 @@ class DetectOptions:
             value = getattr(self, name)
             if value is not None and value != "exact" and not (isinstance(value, int) and value >= low):
                 raise UsageError(f"{name} {value!r} is no whole number from {low} on", code="E-USE-020")
+        if not isinstance(self.flight, (Flight, NoneType)):
+            raise UsageError(f"flight is a {type(self.flight).__name__}", hint="take it of `flights`", code="E-USE-021")
         Cleaning(self.min_area or 0.0, 0.0, self.simplify)  # refuses sizes that make no sense
 
     @classmethod
@@ -324,6 +327,7 @@ class Detection:
             "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
                            for one in self.scene.registrations if one.is_moved],
             "levels": None if self.scene.levels is None else {**self.scene.levels.to_dict()},
+            "flight": [] if options.flight is None else [one.name for one in options.flight.scenes],
             "area": [place.row_off, place.col_off, place.height, place.width],
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo,
                       "halos": list(self.working.halos)},
