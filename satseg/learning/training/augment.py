@@ -19,8 +19,8 @@ them on half of the chips 0.54, 0.65, 0.54 and 0.55, 0.63, 0.54 (two seeds); on 
 0.67; on half, with brightness 0.5 and gamma 0.4, 0.55, 0.61, 0.42; without any change of colour 0.56, 0.59, 0.12. All
 this was of scenes as they are. Detection that brings scenes near (`imagery.levels`) takes over what the other sensor
 needs, and half of the chips is best: 0.56, 0.66 and 0.70 there, with all chips 0.57, 0.61 and 0.65; after ten minutes
-0.55 and 0.65 in Nairobi and Zanzibar, with all chips 0.53 and 0.63. Nairobi's labels lie a few pixels off and lack
-large roofs, so that 0.02 there means little.
+0.55 and 0.65 in Nairobi and Zanzibar, with all chips 0.53 and 0.63. Without zoom 0.53 and 0.64 after 4.5 minutes.
+Nairobi's labels lie a few pixels off and lack large roofs, so that 0.02 there means little.
 Sources: cutmix, Yun et al. 2019 (arXiv 1905.04899); mixup, Zhang et al. 2017 (arXiv 1710.09412).
 """
 
