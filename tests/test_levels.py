@@ -414,6 +414,43 @@ def test_a_part_brought_near_is_detected_as_in_the_whole(world, tmp_path):
     assert np.allclose(part.data, whole.data[:, 32:82, 16:56], atol=1e-5)
 
 
+def test_a_vrt_of_files_is_detected_as_their_whole(world, tmp_path, run):
+    model, dark = learnt(world), values(offset=(-90.0, 60.0))
+    with rasterio.open(written(tmp_path / "whole.tif", offset=(-90.0, 60.0))) as source:
+        crs, place, (height, width) = source.crs, source.transform, source.shape
+    parts = {name: [] for name in NAMES}
+    for row, col in ((0, 0), (0, 50), (70, 0), (70, 50)):
+        part = dark[:, row : row + 70, col : col + 50]
+        where = place @ Affine.translation(col, row)
+        write_tiff(tmp_path / f"{row}_{col}.tif", part, nodata=NODATA, descriptions=NAMES, transform=where)
+        for band, found in enumerate(parts.values(), start=1):
+            size = f'xSize="{part.shape[2]}" ySize="{part.shape[1]}"'
+            found.append(
+                f'<SimpleSource><SourceFilename relativeToVRT="1">{row}_{col}.tif</SourceFilename><SourceBand>{band}'
+                f'</SourceBand><SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{col}" yOff="{row}" {size}/>'
+                "</SimpleSource>"
+            )
+    bands = "".join(
+        f'<VRTRasterBand dataType="Float32" band="{band}"><Description>{name}</Description><NoDataValue>{NODATA}'
+        f"</NoDataValue>{''.join(found)}</VRTRasterBand>"
+        for band, (name, found) in enumerate(parts.items(), start=1)
+    )
+    (tmp_path / "tiles.vrt").write_text(
+        f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}"><SRS>{crs.to_string()}</SRS>'
+        f"<GeoTransform>{','.join(map(repr, place.to_gdal()))}</GeoTransform>{bands}</VRTDataset>"
+    )
+    model.save(tmp_path / "m.safetensors")
+    for scene, how in (("whole.tif", ()), ("tiles.vrt", ("--allow-driver", "VRT"))):
+        scores = tmp_path / f"{scene}.scores.tif"
+        run(
+            "detect", tmp_path / "m.safetensors", tmp_path / scene, "-o", tmp_path / f"{scene}.gpkg",
+            "--scores", scores, "--device", "cpu", *how,
+        ).done()  # fmt: skip
+    whole, tiles = (satseg.open_scene(tmp_path / f"{name}.scores.tif").read() for name in ("whole.tif", "tiles.vrt"))
+    assert np.array_equal(whole.data, tiles.data, equal_nan=True)
+    assert np.array_equal(whole.valid, tiles.valid)
+
+
 def test_files_of_one_flight_are_moved_alike(world, tmp_path, run, monkeypatch):
     monkeypatch.setattr(levels, "ENOUGH_PX", 9 * 7)  # small scenes are sure of their means too
     monkeypatch.setattr(levels, "ALIKE", 50.0)
@@ -441,6 +478,8 @@ def test_files_of_one_flight_are_moved_alike(world, tmp_path, run, monkeypatch):
         "--threshold", 0.0102,
     )  # fmt: skip
     assert every.status == 5
+    assert "5 scenes touch others" in every.err
+    assert "touch others" not in one.err
     assert len(moves(every.err)) == 4
     assert len(set(moves(every.err))) == 1
     assert moves(every.err)[0] != moves(one.err)[0]

@@ -252,16 +252,21 @@ def _detect_each(
     from satseg.imagery.flights import flights
 
     results: dict[str, str | SatsegError] = {}
-    toned = (options["tone"] or model.normalize) == "near"
-    usable = [scene for scene in scenes.values() if toned and not isinstance(scene, SatsegError)]
+    usable = [scene for scene in scenes.values() if not isinstance(scene, SatsegError)]
     flight_of = {scene.name: flight for scene, flight in zip(usable, flights(usable), strict=True)}
+    if beside := sum(len(flight.scenes) > 1 for flight in flight_of.values()):
+        log.warning(
+            "%d scenes touch others, and features end where a file does: "
+            "a VRT of them (gdalbuildvrt), detected with --allow-driver VRT, has no seams",
+            beside,
+        )
     with progress_bar(ctx) as progress:
         for number, (name, scene) in enumerate(scenes.items()):
             try:
                 if isinstance(scene, SatsegError):
                     raise scene
                 share = partial(_batch_progress, progress, number, len(scenes), scene.name)
-                given = {**options, "flight": flight_of.get(scene.name)}
+                given = {**options, "flight": flight_of[scene.name]}
                 results[name] = _detect(ctx, model, scene, target_of(scene.name), given, share)
             except SatsegError as error:
                 if isinstance(error, UsageError) and error.code not in OF_ONE_SCENE:

@@ -327,7 +327,7 @@ class Detection:
             "registered": [[*one.paths, one.rows, one.cols, one.turn_deg]
                            for one in self.scene.registrations if one.is_moved],
             "levels": None if self.scene.levels is None else {**self.scene.levels.to_dict()},
-            "flight": [] if options.flight is None else [one.name for one in options.flight.scenes],
+            "flight": [one.name for one in options.flight.scenes] if options.flight and self.scene.levels else [],
             "area": [place.row_off, place.col_off, place.height, place.width],
             "tiles": {"height": plan.tile, "width": plan.tile_width, "halo": plan.halo,
                       "halos": list(self.working.halos)},
