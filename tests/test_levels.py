@@ -277,6 +277,7 @@ def test_of_a_mosaic_that_is_mostly_empty_a_bounded_number_of_blocks_is_read(mon
     monkeypatch.setattr(SceneReader, "read", lambda self, *window: read.append(window) or look(self, *window))
     assert tone(scene) is not None
     assert len(read) == 5
+    assert tone(scene, blocks=2).pixels <= 2 * 8 * 8
 
 
 def test_a_collar_that_no_nodata_declares_is_not_of_the_tone(tmp_path):
