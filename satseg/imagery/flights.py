@@ -59,29 +59,29 @@ def flights(scenes: Iterable[Scene]) -> list[Flight]:
     UsageError
         Something else than open scenes.
     """
-    found = [scenes] if isinstance(scenes, (str, Scene)) else list(scenes)
+    found = [] if isinstance(scenes, Scene) else list(scenes)
     if isinstance(scenes, Scene) or not all(isinstance(one, Scene) for one in found):
         raise UsageError(
             "flights are of several open scenes", hint="give [satseg.open_scene(path) for path in paths]",
             code="E-USE-033",
         )  # fmt: skip
-    beside: list[list[int]] = [[] for _ in found]
+    members = [{at} for at in range(len(found))]
     for one, other in _neighbours(found):
-        beside[one].append(other)
-        beside[other].append(one)
-    flight_of: dict[int, Flight] = {}
-    for first in range(len(found)):
-        if first in flight_of:
-            continue
-        members, waiting = {first}, [first]
-        while waiting:
-            fresh = set(beside[waiting.pop()]) - members
-            members |= fresh
-            waiting += fresh
-        placed = sorted((found[at].grid.bounds, found[at].name, at) for at in members)
-        chosen = np.random.default_rng(SEED).permutation(len(placed))[:MOST_FILES]
-        flight_of |= dict.fromkeys(members, Flight([found[placed[place][-1]] for place in sorted(chosen)]))
-    return [flight_of[at] for at in range(len(found))]
+        small, large = sorted((members[one], members[other]), key=len)
+        if small is not large:
+            large |= small
+            for at in small:
+                members[at] = large
+    groups = {id(group): sorted(group) for group in members}
+    flight_of = {key: Flight(_looked_at([found[at] for at in group])) for key, group in groups.items()}
+    return [flight_of[id(group)] for group in members]
+
+
+def _looked_at(scenes: Sequence[Scene]) -> list[Scene]:
+    """Up to `MOST_FILES` of `scenes`, the same ones in whatever order they come."""
+    placed = sorted(scenes, key=lambda scene: (scene.grid.bounds, scene.name))
+    chosen = np.random.default_rng(SEED).permutation(len(placed))[:MOST_FILES]
+    return [placed[at] for at in sorted(chosen)]
 
 
 def _neighbours(scenes: Sequence[Scene]) -> NDArray[np.intp]:

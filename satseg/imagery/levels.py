@@ -148,16 +148,15 @@ def levelled(scene: Scene) -> Scene:
     return replace(scene, levels=measured([(scene, nothing)], seed=SEED))
 
 
-def tone(scene: Scene, room: Room | None = None, *, blocks: int | None = None) -> Tone | None:
+def tone(scene: Scene, room: Room | None = None, *, blocks: int = MEASURED_BLOCKS) -> Tone | None:
     """Return the tone of `scene`, values clipped as in `normalization`; None when no pixel that counts was found.
 
     A fill that no nodata value declares does not count: what is 0, or the greatest number of the scene's type, in all
     bands, within 3 counts where they are bytes (as JPEG leaves a collar), and what is outside the limits of `room` in
-    all bands. None also, with a warning, where values pass the range of float32. Up to `blocks` (`MEASURED_BLOCKS`)
-    blocks are measured.
+    all bands. None also, with a warning, where values pass the range of float32. Up to `blocks` blocks are measured.
     """
-    meter, spans = Normalizer(scene.bands), [(room or {}).get(name, ANY) for name in scene.bands]
-    least, most = np.array([(span.least, span.most) for span in spans]).T[:, :, None, None]
+    meter = Normalizer(scene.bands)
+    least, most = np.array([(span.least, span.most) for span in _spans(scene, room or {})]).T[:, :, None, None]
     slack = JPEG_COUNTS if scene.dtype == np.uint8 else 0
     full = np.iinfo(scene.dtype).max - slack if np.issubdtype(scene.dtype, np.integer) else np.inf
 
@@ -171,6 +170,11 @@ def tone(scene: Scene, room: Room | None = None, *, blocks: int | None = None) -
     except InputError as error:
         log.warning("the tone of %s is not known: %s", scene.name, error)
         return None
+
+
+def _spans(scene: Scene, room: Room) -> list[Span]:
+    """`room` of each band of `scene`."""
+    return [room.get(name, ANY) for name in scene.bands]
 
 
 def as_flown(own: Tone, others: Sequence[Tone | None], room: Sequence[Span]) -> Tone:
@@ -190,11 +194,11 @@ def as_flown(own: Tone, others: Sequence[Tone | None], room: Sequence[Span]) -> 
 
 def tones(scenes: Sequence[Scene], room: Room) -> list[Tone | None]:
     """Return of each scene, all of the same bands, its tone, or that of its flight."""
-    own, found = {id(scene): tone(scene, room) for scene in scenes}, []
-    for scene, flight in zip(scenes, flights(scenes), strict=True):
-        one, spans = own[id(scene)], [room.get(name, ANY) for name in scene.bands]
-        found.append(one and as_flown(one, [own[id(other)] for other in flight.scenes], spans))
-    return found
+    own = {id(scene): tone(scene, room) for scene in scenes}
+    return [
+        (one := own[id(scene)]) and as_flown(one, [own[id(other)] for other in flight.scenes], _spans(scene, room))
+        for scene, flight in zip(scenes, flights(scenes), strict=True)
+    ]
 
 
 def all_room(known: Normalization) -> dict[str, Span]:
@@ -228,9 +232,7 @@ def brought_near(scene: Scene, room: Room, flight: Sequence[Tone | None] = ()) -
     if scene.levels is not None or not any(name in room for name in scene.bands):
         return scene
     own = tone(scene, room)
-    if own is not None and flight:
-        own = as_flown(own, flight, [room.get(name, ANY) for name in scene.bands])
-    return _near(scene, own, room)
+    return _near(scene, own and as_flown(own, flight, _spans(scene, room)), room)
 
 
 def all_near(scenes: Sequence[Scene], room: Room) -> list[Scene]:
@@ -291,12 +293,12 @@ def _look(
     hidden: Hidden,
     *,
     seed: int,
-    wanted: int | None = None,
+    wanted: int = MEASURED_BLOCKS,
     most: int | None = None,
     blank: Blank | None = None,
 ) -> None:
-    """Let `meter` see `wanted` (`MEASURED_BLOCKS`) blocks of `scene` with any pixel that counts, of `most` read."""
-    seen, enough = 0, wanted or MEASURED_BLOCKS
+    """Let `meter` see `wanted` blocks of `scene` that have any pixel which counts, of `most` read."""
+    seen = 0
     with scene.reader() as reader:
         for block in islice(scattered_blocks(*scene.grid.shape, side=BLOCK_PX, seed=seed), most):
             raster = reader.read(block)
@@ -308,5 +310,5 @@ def _look(
             if usable.any():
                 meter.update(replace(raster, valid=usable))
                 seen += 1
-            if seen == enough:
+            if seen == wanted:
                 break

@@ -74,7 +74,6 @@ def toned_scene(
         return levelled(scene)
     if (how or model.normalize) != "near":
         return scene
-
     if flight is None or len(flight.scenes) < 2:
         return brought_near(scene, model.room)
     blocks = math.ceil(MEASURED_BLOCKS / len(flight.scenes))

@@ -14,7 +14,6 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -152,7 +151,7 @@ class DetectOptions:
             value = getattr(self, name)
             if value is not None and value != "exact" and not (isinstance(value, int) and value >= low):
                 raise UsageError(f"{name} {value!r} is no whole number from {low} on", code="E-USE-020")
-        if not isinstance(self.flight, (Flight, NoneType)):
+        if self.flight is not None and not isinstance(self.flight, Flight):
             raise UsageError(f"flight is a {type(self.flight).__name__}", hint="take it of `flights`", code="E-USE-021")
         Cleaning(self.min_area or 0.0, 0.0, self.simplify)  # refuses sizes that make no sense
 
