@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.grounds import has_vegas, las_vegas
+from benchmarks.grounds import data_folder, has_vegas, las_vegas
 from benchmarks.recipes import NEEDS, RECIPES
 from benchmarks.timing import RESULTS, Goal, Report, parse
 from benchmarks.trainings import OURS, PACKAGES, WITH_TTA, Job, Row
@@ -56,11 +56,6 @@ HEADER = (
     "CPU-min", "scored on", "system", "seeds", "polygon J", "pixel J", "F1", "scores' J: own threshold",
     "best (at)", "steps", "MPix", "CPU-s/MPix", "CPU-min / wall", "detection, CPU-s", "parameters",
 )  # fmt: skip
-
-
-def data_folder() -> Path:
-    """Return the folder of real imagery."""
-    return Path(os.environ.get("SATSEG_DATA", ROOT.parent / "shared" / "data")).resolve()
 
 
 def jobs(options: argparse.Namespace, systems: dict[str, dict[str, Any]], scratch: Path) -> Iterator[Job]:

@@ -9,7 +9,6 @@ minutes. Run as ``python -m benchmarks.bands``, of one seed with ``--seeds 0``.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import shapely
 import torch
 
 import satseg
+from benchmarks.grounds import data_folder
 from benchmarks.timing import Goal, Report, parse
 from satseg.demo import DETECT_SEED, TRAIN_SEED
 from satseg.synthetic.scene import make_scene, write_scene
@@ -33,7 +33,6 @@ VISIBLE = ("blue", "green", "red")
 LANDSAT_FILES = "10 20 30 40 50 61 70"
 LAND = ("developed", "agriculture", "herbaceous", "shrubland", "forest", "water")
 """Values 1 to 6 of ``landclass96.tif``; of 7, sediment, there are 194 pixels."""
-DATA = Path(os.environ.get("SATSEG_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         grounds = [generated(Path(folder), quick=options.quick)]
-        north_carolina = DATA / "s2_landsat" / "nc_landsat7"
+        north_carolina = data_folder() / "s2_landsat" / "nc_landsat7"
         if north_carolina.is_dir():
             grounds.append(landsat(north_carolina))
         else:

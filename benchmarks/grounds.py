@@ -7,6 +7,7 @@ the training would take on a machine of its own. Rejected: wall time, which othe
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ class Place:
         """Return 1 in the pixels (H, W) of a grid whose centre is in a building."""
         burnt: Mask = rasterize(self.truth().geometry, (height, width), transform=transform, dtype="uint8")
         return burnt
+
+
+def data_folder() -> Path:
+    """Return the folder of real imagery."""
+    return Path(os.environ.get("SATSEG_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 
 
 def has_vegas(data: Path) -> bool:
