@@ -14,7 +14,8 @@ import numpy as np
 from satseg.errors import LabelError, UsageError
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import DetectOptions, scores_of
-from satseg.learning.ground.grounds import LabelsLike, PathLike, SceneLike, label_layer, open_pair
+from satseg.learning.ground.grounds import label_layer
+from satseg.learning.ground.pairs import LabelsLike, PathLike, SceneLike, open_pair
 from satseg.learning.ground.split import Ground
 from satseg.learning.networks.bundle import check_model_name
 from satseg.learning.networks.model import Model, load_model

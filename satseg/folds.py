@@ -22,7 +22,8 @@ from typing import Any
 
 from satseg.errors import UsageError
 from satseg.learning.ground.folds import Dealt, deal_scenes
-from satseg.learning.ground.grounds import Agreed, Pair, PathLike, agree
+from satseg.learning.ground.grounds import Agreed, agree
+from satseg.learning.ground.pairs import Pair, PathLike
 from satseg.learning.networks.bundle import read_card
 from satseg.learning.networks.ensemble_file import EnsembleFile
 from satseg.learning.networks.model import Model, load_model

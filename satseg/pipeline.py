@@ -27,7 +27,8 @@ from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions, scores_of
 from satseg.learning.detection.products import Products, Targets
 from satseg.learning.ground import grounds
-from satseg.learning.ground.grounds import LabelsLike, Pair, PathLike, Prepared, SceneLike, open_pair, prepare
+from satseg.learning.ground.grounds import Prepared, prepare
+from satseg.learning.ground.pairs import LabelsLike, Pair, PathLike, SceneLike, open_pair
 from satseg.learning.networks.architectures import check_network
 from satseg.learning.networks.bundle import check_model_name
 from satseg.learning.networks.ensemble import ModelLike, Predictor, as_predictor
@@ -142,7 +143,7 @@ def plan(
     from satseg.learning.training.plan import plan_of
     from satseg.learning.training.recipe import build_learner
 
-    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run, ready.start), ready.run)
+    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run, ready.start), ready.run, timed=True)
     if run_dir is not None:
         folder = Path(run_dir)
         with os_errors_as_output_errors(folder):

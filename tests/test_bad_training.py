@@ -13,7 +13,8 @@ from satseg.errors import InputError, LabelError, UsageError
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.ground.chips import ChipReader
-from satseg.learning.ground.grounds import open_pair, prepare
+from satseg.learning.ground.grounds import prepare
+from satseg.learning.ground.pairs import open_pair
 from satseg.learning.ground.sampling import ChipSampler
 from satseg.options import AugmentOptions
 from satseg.run import RunConfig
@@ -120,6 +121,25 @@ def test_ground_that_is_all_ignored_is_told_in_one_scene_and_hopeless_in_all(tmp
         told((path, ignored))
 
 
+@pytest.mark.parametrize("rows", [20, 45])
+def test_a_band_without_data_on_a_part_of_the_ground_is_told_where_that_part_is_large(world, rows):
+    path, labels = world
+    data = satseg.open_scene(path).read().data.astype("float32")
+    data[1, :rows] = np.nan
+    data[:, -10:] = np.nan
+    gaps = rewritten(path, "gaps.tif", data)
+    assert told((gaps, labels)) == ["invalid-band"]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_part_that_all_bands_lack_or_a_small_one_is_not_told(world, both):
+    path, labels = world
+    data = satseg.open_scene(path).read().data.astype("float32")
+    data[0 if both else 1, : 60 if both else 8] = np.nan
+    data[1, : 60 if both else 8] = np.nan
+    assert told((rewritten(path, "gaps.tif", data), labels)) == []
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_not_learnt_from(world, value):
     path, labels = world
@@ -157,7 +177,7 @@ def test_a_constant_band_is_learnt_from_and_told(world):
 def test_one_object_in_four_million_pixels_is_in_nearly_all_chips_placed_around_features(tmp_path):
     scene = satseg.open_scene(write_tiff(tmp_path / "wide.tif", noise(2, 1800, 2222), transform=north_up(1.0)))
     labels = boxes(scene, [(1000, 700, 3, 3)], "a")
-    with pytest.raises(UsageError, match="labels on 3 x 3 pixels are too few"):
+    with pytest.raises(UsageError, match="labels on 3 x 3 pixels of 1 m are too few"):
         satseg.train([(scene, labels)], **FAST)
     far = satseg.open_scene(write_tiff(tmp_path / "far.tif", noise(2, 60, 70), transform=north_up(1.0, x=700_000.0)))
     run = RunConfig.from_options(FAST)
@@ -196,6 +216,37 @@ def test_scenes_in_two_utm_zones_are_learnt_from_each_in_its_own(tmp_path, world
     model = satseg.train([world, other], **FAST)
     assert [source.crs for source in model.card.training.sources] == [UTM, "EPSG:32634"]
     assert told(world, other) == []
+
+
+def test_a_scene_that_makes_all_far_coarser_is_told_in_log_plan_and_card(tmp_path, caplog):
+    world = squares(tmp_path, height=420, width=560)
+    coarse = squares(tmp_path, name="coarse", x=510_000.0, gsd=4.0)
+    said = "coarse has pixels of 4 m, and all is learnt at 4 m for it: scene has 1 m"
+    made = satseg.plan([world, coarse], **FAST)
+    assert [text.partition(";")[0] for text in made.warnings] == [said]
+    assert made.to_dict()["warnings"] == made.warnings
+    assert said in caplog.text
+    model = satseg.train([world, coarse], **FAST, run_dir=tmp_path / "run")
+    assert model.card.training.warnings == made.warnings
+    assert said in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_scene_enlarged_to_the_resolution_asked_for_is_told_and_no_other(tmp_path):
+    world = squares(tmp_path, height=300, width=420)
+    coarse, near = (squares(tmp_path, name=f"s{g}", x=500_000 + 1000 * g, gsd=g) for g in (4.0, 3.0))
+    (text,) = satseg.plan([world, coarse], gsd=1.0, **FAST).warnings
+    assert "s4.0 has pixels of 4 m and is enlarged 4 times" in text
+    assert satseg.plan([world, near], **FAST).warnings == ()
+    assert satseg.plan([world, near], gsd=1.0, **FAST).warnings == ()
+    assert satseg.plan([world, coarse], gsd=2.0, **FAST).warnings == ()
+
+
+def test_a_scene_too_small_at_the_resolution_of_another_is_told_so(tmp_path, world, caplog):
+    wide = squares(tmp_path, name="wide", x=510_000.0, gsd=8.0)
+    with pytest.raises(UsageError, match=r"scene: labels on 1\d x 2\d pixels of 8 m are too few") as caught:
+        satseg.plan([world, wide], **FAST)
+    assert "--gsd" in caught.value.hint
+    assert "wide has pixels of 8 m" in caplog.text
 
 
 def test_labels_in_another_zone_than_the_scene_are_moved_to_it(world):

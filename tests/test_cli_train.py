@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import tomllib
 
+import geopandas
+import rasterio
+
+import satseg
 from satseg.learning.networks.bundle import read_card
 from tests.commands import TINY, files_under
 
@@ -119,6 +125,35 @@ def test_a_finished_run_is_resumed_into_the_same_model(run, town, tmp_path):
     run(*args, "--data", town / "b.tif", town / "b.gpkg", "--resume").refused(2, "E-TRN-006")
 
 
+def test_a_run_is_not_resumed_with_labels_or_pixels_that_changed_in_their_files(run, town, tmp_path):
+    scene, labels = tmp_path / "a.tif", tmp_path / "a.gpkg"
+    scene.write_bytes((town / "a.tif").read_bytes())
+    layer = geopandas.read_file(town / "a.gpkg")
+    layer.to_file(labels)
+    args = ("train", "--data", scene, labels, "-o", tmp_path / "m.safetensors", *TINY)
+    run(*args).done()
+    sources = [read_card(tmp_path / "m.safetensors").training.sources]
+    (tmp_path / "m.safetensors").unlink()
+    layer.set_geometry(layer.translate(1.0, 0)).to_file(labels)
+    line = run(*args, "--resume").refused(2, "E-TRN-006")
+    assert "a, " in line
+    assert line.count("; sha256 ") == 2  # there and here
+    run(*args, "--overwrite").done()
+    sources.append(read_card(tmp_path / "m.safetensors").training.sources)
+    (tmp_path / "m.safetensors").unlink()
+    os.utime(scene)
+    run(*args, "--resume").done()  # the same content
+    (tmp_path / "m.safetensors").unlink()
+    data = satseg.open_scene(scene).read().data.copy()
+    data[0, 3, 5] += 1
+    with rasterio.open(scene, "r+") as file:
+        file.write(data)
+    run(*args, "--resume").refused(2, "E-TRN-006")
+    (old,), (new,) = sources
+    assert old.labels_sha256 != new.labels_sha256
+    assert old.files == new.files
+
+
 def test_a_dry_run_prints_the_plan_and_trains_nothing(run, town, tmp_path):
     args = ("train", "--data", town / "a.tif", town / "a.gpkg", "--valid-data", town / "b.tif", town / "b.gpkg", *TINY)
     said = run(*args, "--dry-run").done()
@@ -127,7 +162,13 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, town, tmp_path):
         assert text in said.out, said.out
     found = json.loads(run(*args, "--dry-run", "--json", "-o", tmp_path / "m.safetensors").done().out)
     assert [item["name"] for item in found["classes"]] == ["a", "b"]
-    assert found["steps"] == 2
+    assert (found["steps"], found["networks"], found["warnings"]) == (2, 1, [])
+    assert found["seconds"] > 0
+    assert re.search(r"budget +2 steps, about \d+ seconds, on cpu", said.out)
+    several = (*args, "model.members=3", "--minutes", 30, "--dry-run")
+    found = json.loads(run(*several, "--json").done().out)
+    assert (found["networks"], found["seconds"]) == (3, None)
+    assert "parameters in 3 networks that learn in turn and answer as one" in run(*several).done().out
     assert not files_under(tmp_path)
     run(*args, "--dry-run", "--run-dir", tmp_path / "logs").done()
     assert files_under(tmp_path) == {tmp_path / "logs", tmp_path / "logs" / "split.png"}

@@ -15,7 +15,8 @@ from satseg.learning.card import IndexCard, ModelCard
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions
 from satseg.learning.detection.products import Targets
-from satseg.learning.ground.grounds import open_pair, prepare
+from satseg.learning.ground.grounds import prepare
+from satseg.learning.ground.pairs import open_pair
 from satseg.learning.networks.forward import Wanted
 from satseg.learning.networks.model import load_model
 from satseg.learning.training.start import Start

@@ -13,7 +13,7 @@ import shapely
 
 import satseg
 from satseg.errors import UsageError
-from satseg.learning.ground.grounds import open_pair
+from satseg.learning.ground.pairs import open_pair
 from satseg.learning.networks.bundle import read_card
 from satseg.ledger import Ledger
 from satseg.run import RunConfig

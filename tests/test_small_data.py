@@ -11,7 +11,8 @@ import satseg
 from satseg.errors import UsageError
 from satseg.imagery.labels import LabelLayer
 from satseg.imagery.suspicions import suspicions
-from satseg.learning.ground.grounds import open_pair, prepare
+from satseg.learning.ground.grounds import prepare
+from satseg.learning.ground.pairs import open_pair
 from satseg.run import RunConfig
 from satseg.synthetic.scene import make_scene
 from tests.factories import write_tiff

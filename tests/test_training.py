@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
+import geopandas
 import pytest
+import rasterio
+import shapely
 import torch
 
 import satseg
 from satseg.errors import BandError, InputError, LabelError, OutputError, UsageError
+from satseg.learning.card import FileHash
 from satseg.learning.training import feed
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.feed import Budget
-from satseg.options import TrainOptions
+from satseg.options import LabelledScene, TrainOptions
 from tests.factories import noise, north_up, write_tiff
 from tests.worlds import BANDS, squares, tiny_model
 
@@ -90,6 +94,35 @@ def test_card_says_what_was_learnt_from(finished):
     assert card.training.sources[0].crs == "EPSG:32633"
     assert card.gsd_m == pytest.approx(1.0, rel=1e-3)
     assert all(0 < item.threshold < 1 for item in card.classes)
+
+
+def test_a_card_tells_its_data_from_all_others_by_content(tmp_path):
+    learnt, held = squares(tmp_path), squares(tmp_path, name="held", height=70, width=111, x=600_000.0)
+
+    def sources(labels, aoi=None):
+        scene = LabelledScene(scene=str(learnt[0]), labels=str(labels), aoi=aoi and str(aoi))
+        told = satseg.train([scene], valid_data=[held], steps=2, **FAST).card.training
+        assert [one.files for one in told.validation] == [(FileHash.of(held[0]),)]
+        return told.sources
+
+    paths = {suffix: tmp_path / f"labels.{suffix}" for suffix in ("gpkg", "parquet", "shp")}
+    learnt[1].to_file(paths["gpkg"])
+    learnt[1].to_parquet(paths["parquet"])
+    learnt[1].iloc[::-1].to_file(paths["shp"])
+    found = {suffix: sources(path) for suffix, path in paths.items()}
+    assert found["gpkg"] == found["parquet"]
+    assert found["gpkg"][0].files == (FileHash.of(learnt[0]),)
+    assert found["gpkg"][0].labels_sha256 not in (None, found["shp"][0].labels_sha256)  # in another order
+    aoi = tmp_path / "aoi.gpkg"
+    geopandas.GeoDataFrame(geometry=[shapely.box(*learnt[1].total_bounds)], crs=learnt[1].crs).to_file(aoi)
+    assert sources(paths["gpkg"], aoi)[0].labels_sha256 != found["gpkg"][0].labels_sha256
+
+
+def test_a_card_names_the_versions_that_made_it(finished):
+    versions = finished[1].card.versions
+    assert {"satseg", "python", "torch", "lightning", "numpy", "rasterio", "gdal"} <= versions.keys()
+    assert versions["gdal"] == rasterio.__gdal_version__
+    assert (finished[1].card.training.validation, finished[1].card.training.weights) == ((), None)
 
 
 def test_scenes_of_different_gsd_are_brought_to_the_coarsest(tmp_path):

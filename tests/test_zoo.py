@@ -19,7 +19,7 @@ import satseg
 from satseg.errors import BandError, DependencyError, GridError, ModelError, UsageError
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import open_scene
-from satseg.learning.card import CHECKSUM, Architecture, BandCard, ModelCard, canonical, checksum
+from satseg.learning.card import CHECKSUM, Architecture, BandCard, FileHash, ModelCard, canonical, checksum
 from satseg.learning.detection.inference import chosen_halo
 from satseg.learning.networks.architectures import (
     architecture_of,
@@ -540,6 +540,7 @@ def test_a_run_trains_saves_and_detects_with_an_encoder(tmp_path):
     start = net(bands=2, weights=weights).encoder.state_dict()
     trained = satseg.train(data, output=tmp_path / "m.safetensors", **options, **zoo)
     assert trained.card.training.options["model"]["weights"] == "w.safetensors"
+    assert trained.card.training.weights == FileHash.of(weights)
     held = trained.network.encoder.state_dict()
     assert all(torch.equal(held[name], value) for name, value in start.items())
     found = satseg.detect(tmp_path / "m.safetensors", data[0][0])

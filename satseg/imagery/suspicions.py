@@ -36,7 +36,8 @@ SAMPLE_PX = 4096
 """Values per block and band that a scene's level is taken from."""
 UNITS_FACTOR = 5.0
 """Sun, haze and ground change the level of all bands together by less; 8 and 11 bits differ by 8."""
-BAND_SHARE = 0.5
+BAND_SHARE = 0.9
+"""Share of the ground of the other bands from which on a band is taken to cover it."""
 SCENE_SHARE = 0.1
 """Least share of valid ground: a strip that crosses a grid leaves much of it empty by right."""
 COVERED = 0.999
@@ -56,7 +57,7 @@ class Suspicion:
     kind : str
         ``shifted-labels``, ``other-units``, ``other-dtypes``, ``constant-band``, ``invalid-band``, ``invalid-scene``,
         ``unlabelled-scene``, ``labels-without-data``, ``class-off-scene``, ``class-below-pixel``, ``class-everywhere``
-        or ``class-rare``.
+        or ``class-rare``; ``other-resolutions`` of `satseg.learning.ground.resolution`.
     message : str
         What was seen, with the value.
     value : float
@@ -286,10 +287,12 @@ def _bands(scene: Scene, seen: _Seen, count: int) -> Iterator[Suspicion]:
     if share >= BAND_SHARE:
         return
     own = {name: _valid_share(scene.select([name]), count) for name in scene.bands}
-    blame = {name: part for name, part in own.items() if part < BAND_SHARE and part < 0.5 * max(own.values())}
-    for name, part in blame.items():
-        said = f"{scene.name}: band {name} has data on {part:.1%} of the ground, and no band is used where one lacks"
-        yield Suspicion("invalid-band", said, part, "leave it out with --bands, or fill it")
+    blame = {name: part for name, part in own.items() if part < BAND_SHARE * max(own.values())}
+    if blame:
+        part = min(blame.values())
+        said = f"{scene.name}: band {', '.join(blame)} has data on {part:.1%} of the ground"
+        hint = "no band is used where one lacks: leave it out with --bands, or fill it"
+        yield Suspicion("invalid-band", said, part, hint)
     if not blame and share < SCENE_SHARE:
         said = f"{scene.name}: {share:.1%} of the ground has data"
         yield Suspicion("invalid-scene", said, share, "check its nodata value and mask, or cut it to its data")

@@ -128,13 +128,15 @@ class FileHash(_Part):
 
 
 class TrainingSource(_Part):
-    """One pair of scene and labels: its files, and the ground that it covers.
+    """One pair of scene and labels: the scene's files, the labels' content, and the ground that it covers.
 
+    `labels_sha256` is of classes and outlines as they were given, whatever their file (`satseg.learning.ground.pairs`).
     `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`. `tone` is the mean of each
     band, in the order of the network's input, of `tone_px` pixels; empty where it is not known, or there are none.
     """
 
     files: tuple[FileHash, ...] = ()
+    labels_sha256: Sha256 | None = None
     crs: str | None = None
     bounds: Bounds | None = None
     footprint: Plain | None = None
@@ -145,11 +147,16 @@ class TrainingSource(_Part):
 class Training(_Part):
     """How the weights came about.
 
-    `start` is the model file that they were fine-tuned from, `start_sources` are what that learnt from; `mean_of` tells
-    the weights whose mean they are.
+    `validation` are scenes that were scored on and not learnt from; none where parts of `sources` were held. `weights`
+    is the file of an encoder's first weights. `start` is the model file that they were fine-tuned from, `start_sources`
+    are what that learnt from; `mean_of` tells the weights whose mean they are. `warnings` are what looked wrong in the
+    data.
     """
 
     sources: tuple[TrainingSource, ...] = ()
+    validation: tuple[TrainingSource, ...] = ()
+    warnings: tuple[str, ...] = ()
+    weights: FileHash | None = None
     steps: Count | None = None
     seconds: Seconds | None = None
     seed: int | None = None

@@ -9,56 +9,37 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import TypeAlias
 
-import geopandas
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from satseg.classes import rules_among
 from satseg.errors import BandError, LabelError, UsageError
 from satseg.imagery.cores import core_layer, median_widths, object_classes
-from satseg.imagery.drivers import DEFAULT_DRIVERS
-from satseg.imagery.indexing import check_scene
-from satseg.imagery.labels import SINGLE_CLASS, LabelLayer
+from satseg.imagery.labels import LabelLayer
 from satseg.imagery.levels import all_near, all_room, levelled, measured, room_around, tones
 from satseg.imagery.normalization import Normalization
-from satseg.imagery.registration import registered
-from satseg.imagery.scene import Scene, open_scene
-from satseg.imagery.suspicions import refuse_hopeless, suspicions
-from satseg.learning.area import area_of_interest
-from satseg.learning.card import IndexCard, TrainingSource, normalize_of, tones_of
+from satseg.imagery.scene import Scene
+from satseg.imagery.suspicions import Suspicion, refuse_hopeless, suspicions
+from satseg.learning.card import TrainingSource, normalize_of, tones_of
+from satseg.learning.ground.pairs import Pair
+from satseg.learning.ground.resolution import unlike_resolutions, working_gsd
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
 from satseg.options import DataOptions
 from satseg.run import RunConfig
-from satseg.specs import ClassItem, class_spec, index_spec
-from satseg.vector.classes import classes_of
-from satseg.vector.features import read_features
+from satseg.specs import ClassItem, class_spec
 from satseg.vector.finish import Measure
 from satseg.vector.styles import class_colors
 
 log = logging.getLogger(__name__)
 
-PathLike: TypeAlias = str | os.PathLike[str]
-SceneLike: TypeAlias = Scene | PathLike | Sequence[PathLike]
-LabelsLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
 IGNORE = "ignore"
 GSD_SPREAD = 0.05
 """Scenes whose GSDs differ by less are taken as they are: resampling would cost more than it mends."""
-OBJECT_PX = 18
-"""Pixels across the median object are enough to find and outline it, and a network that sees more of the ground around
-learns less of single towns. Finer pixels also cost more work: a scene of 0.15 m as it is gave Nairobi a Jaccard of 0.53
-after 15 minutes, 0.3 m 0.55 after 2. Of 0.3 and 0.45 m after 1000 equal steps, on Nairobi, Zanzibar, and Las Vegas by
-either network: 0.48, 0.64, 0.70, 0.59 and 0.48, 0.65, 0.71, 0.69, with the best threshold nearer 0.5; in the dense half
-of Banepa, Jaccard 0.57 and 0.53, F1 0.25 and 0.28. Roofs of 7 m lie between at 18 pixels."""
-LEAST_COARSER, MOST_COARSER = 1.25, 3.0
-"""A working GSD this much coarser than the scenes' is worth resampling; coarser than that it is never made."""
 SMALL_LABEL = 5
 """Percentile of a class's label areas that stands for its small objects."""
 SURE_SHARE = 0.8
@@ -77,15 +58,6 @@ LARGEST_SPECK_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A scene, its labels, and the outline inside which they are complete."""
-
-    scene: Scene
-    labels: geopandas.GeoDataFrame
-    aoi: shapely.Geometry | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """Training data in order: what `learner.fit` and the model card need."""
 
@@ -97,57 +69,13 @@ class Prepared:
     normalization: Normalization
     separated: tuple[str, ...] = ()
     """Classes whose objects are learnt apart, by cores."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong in the data."""
 
     @property
     def levelled(self) -> bool:
         """Whether each scene is read by its own levels."""
         return self.grounds[0].scene.levels is not None
-
-
-def as_scene(scene: SceneLike, options: DataOptions) -> Scene:
-    """`scene`, opened with the sensor and CRS of `options` when it is not open yet, and registered if they say so."""
-    if isinstance(scene, Scene):
-        return registered(scene) if options.registered else scene
-    drivers = (*DEFAULT_DRIVERS, *options.allow_driver)
-    opened = open_scene(
-        scene, sensor=options.sensor, src_crs=options.src_crs, drivers=drivers, register=options.registered
-    )
-    for text in opened.warnings:
-        log.warning("%s", text)
-    return opened
-
-
-def open_pair(
-    scene: SceneLike, labels: LabelsLike, aoi: PathLike | None, options: DataOptions, *,
-    learnt: Sequence[IndexCard] = (),
-) -> Pair:  # fmt: skip
-    """Open one scene with its labels, read by the class field of `options`.
-
-    Indices that no document of `options` tells of are those of the model that is fine-tuned, `learnt` from its card.
-    """
-    opened = _with_indices(as_scene(scene, options), options, learnt)
-    layer = labels if isinstance(labels, geopandas.GeoDataFrame) else read_features(labels, field=options.field)
-    names = classes_of(layer, options.field if layer is labels else None, None, "labels")
-    if options.classes and len(options.classes) == 1 and options.field is None and {*names} == {SINGLE_CLASS}:
-        names[:] = options.classes[0]
-    known = np.array([name is not None for name in names], dtype=bool)
-    layer = layer.assign(class_name=names)[known]
-    return Pair(opened, layer, None if aoi is None else shapely.union_all(area_of_interest(aoi, opened)))
-
-
-def _with_indices(scene: Scene, options: DataOptions, learnt: Sequence[IndexCard]) -> Scene:
-    """`scene` with the indices of `options` that it has not got yet, their values looked at."""
-    there = {band.name for band in scene.indices}
-    names = [name for name in options.indices if name not in there]
-    spec = index_spec() if options.index_spec is None else index_spec(options.index_spec)
-    own = {card.item.name: card for card in learnt if options.index_spec is None and card.item not in spec.indices}
-    told = [name for name in names if name not in own]
-    found = scene.with_indices(*told, spec=spec, bands=options.index_roles, scale=options.index_scale)
-    found = found.with_index_bands([own[name].on(scene) for name in names if name in own])
-    check_scene(scene, found.indices)
-    for band in found.indices:
-        log.info("%s: %s", scene.name, band.told())
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +100,7 @@ def agree(
     _one_unit(everything)
     names = tuple(item.name for item in classes)
     layers = [label_layer(pair, names, config.data) for pair in everything]
-    gsd = _working_gsd(everything, layers, config.data)
+    gsd = working_gsd([pair.scene for pair in everything], layers, config.data.gsd)
     found = tuple(_ground(pair, layer, bands, gsd, config.data) for pair, layer in zip(everything, layers, strict=True))
     return Agreed(classes, bands, gsd, found)
 
@@ -195,6 +123,8 @@ def prepare(
     """
     agreed = agree(pairs, valid_pairs, config, learnt)
     classes, bands, gsd = agreed.classes, agreed.bands, agreed.gsd_m
+    opened = [pair.scene for pair in (*pairs, *valid_pairs)]
+    odd = _told(unlike_resolutions(opened, gsd, asked=config.data.gsd is not None))
     grounds, validation = agreed.grounds[: len(pairs)], agreed.grounds[len(pairs) :]
     if validation:
         refuse_leaks(grounds, validation)
@@ -209,11 +139,12 @@ def prepare(
     if config.data.normalize == "scene":
         grounds, validation = _changed(grounds, validation, _levelled)
     normalization = measured([(ground.scene, ground.closed) for ground in grounds], seed=config.train.seed)
-    _tell_suspicions(stored, seed=config.train.seed)
+    odd += _told(_suspicions(stored, seed=config.train.seed))
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
         grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
-    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated)
+    warnings = (*(text for scene in opened for text in scene.warnings), *odd)
+    return Prepared(grounds, validation, classes, bands, gsd, normalization, separated, warnings)
 
 
 def as_detected(prepared: Prepared, normalize: str | None, before: Sequence[TrainingSource] = ()) -> Prepared:
@@ -239,13 +170,20 @@ def as_detected(prepared: Prepared, normalize: str | None, before: Sequence[Trai
     return dataclasses.replace(prepared, validation=validation)
 
 
-def _tell_suspicions(grounds: Sequence[Ground], *, seed: int) -> None:
-    """Warn of what looks wrong in the data; raise when nothing can be learnt from it."""
+def _suspicions(grounds: Sequence[Ground], *, seed: int) -> tuple[Suspicion, ...]:
+    """Return what looks wrong in the data; raise when nothing can be learnt from it."""
     data = [(ground.scene, ground.labels) for ground in grounds]
     found = suspicions(data, seed=seed)
     refuse_hopeless(found, data)
-    for one in found:
-        log.warning("%s", one)
+    return found
+
+
+def _told(found: Iterable[Suspicion]) -> list[str]:
+    """Warn of what was `found`, and return it as text."""
+    texts = list(map(str, found))
+    for text in texts:
+        log.warning("%s", text)
+    return texts
 
 
 def _changed(
@@ -362,34 +300,6 @@ def label_layer(pair: Pair, classes: tuple[str, ...], options: DataOptions) -> L
     return LabelLayer.build(pair.labels, grid, classes, aoi=pair.aoi, unlabelled=options.unlabelled, ignore=IGNORE)
 
 
-def _working_gsd(pairs: Sequence[Pair], layers: Sequence[LabelLayer], options: DataOptions) -> float | None:
-    """Working GSD in metres: the one asked for, else one that suits scenes and objects; None off the Earth."""
-    placed = [pair.scene.grid.gsd_m() for pair in pairs if pair.scene.grid.crs is not None]
-    if options.gsd is not None and len(placed) < len(pairs):
-        names = [pair.scene.name for pair in pairs if pair.scene.grid.crs is None]
-        raise UsageError(
-            f"a working resolution of {options.gsd} m means nothing on {names}, which have no CRS",
-            hint="give --src-crs, or leave --gsd out",
-            code="E-TRN-002",
-        )
-    if options.gsd is not None or not placed:
-        return options.gsd
-    coarsest = max(placed)
-    known = [(pair.scene.grid, layer) for pair, layer in zip(pairs, layers, strict=True)]
-    widths = [
-        width * grid.gsd_m()
-        for grid, layer in known
-        if grid.crs is not None
-        for width in median_widths([(grid, layer)]).values()
-    ]
-    enough = min(min(widths, default=0.0) / OBJECT_PX, MOST_COARSER * coarsest)
-    if enough < LEAST_COARSER * coarsest:
-        return coarsest
-    chosen = float(f"{enough:.2g}")
-    log.info("working at %g m: half the objects are wider than %d pixels there (--gsd)", chosen, OBJECT_PX)
-    return chosen
-
-
 def _ground(
     pair: Pair, layer: LabelLayer, bands: tuple[str, ...], gsd: float | None, options: DataOptions
 ) -> Ground:
@@ -397,4 +307,4 @@ def _ground(
     spread = GSD_SPREAD if options.gsd is None else 1e-3
     if gsd is not None and scene.grid.crs is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
         scene = scene.at_gsd(gsd)
-    return Ground(scene, layer)
+    return Ground(scene, layer, labels_sha256=pair.labels_sha256())

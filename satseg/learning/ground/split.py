@@ -51,6 +51,8 @@ class Ground:
         Insides of the objects of some classes (`satseg.imagery.cores`), learnt beside the classes.
     barred : tuple of Window
         Where this scene shows ground that another scene holds for validation; not learnt from.
+    labels_sha256 : str, optional
+        Of the labels as they were given (`satseg.learning.ground.pairs`).
     """
 
     scene: Scene
@@ -59,6 +61,7 @@ class Ground:
     gap: int = 0
     barred: tuple[Window, ...] = ()
     cores: LabelLayer | None = None
+    labels_sha256: str | None = None
 
     @property
     def planes(self) -> int:
@@ -105,10 +108,12 @@ def hold_out(ground: Ground, *, share: float, chip: int, seed: int) -> Ground:
     block = int(np.clip(math.sqrt(area.height * area.width * share / 3), SMALLEST_BLOCK_PX, 8 * chip))
     rows, cols = max(1, round(area.height / block)), max(1, round(area.width / block))
     if rows * cols < 3:
+        grid = ground.scene.grid
+        size = "" if grid.crs is None else f" of {grid.gsd_m():.3g} m"
         raise UsageError(
-            f"{ground.scene.name}: labels on {area.height} x {area.width} pixels are too few to hold part of them "
-            "for validation",
-            hint="give --valid-data",
+            f"{ground.scene.name}: labels on {area.height} x {area.width} pixels{size} are too few to hold part of "
+            "them for validation",
+            hint="give --valid-data" + ("" if grid.crs is None else ", or a finer --gsd where it has one"),
             code="E-TRN-003",
         )
     windows = [_cell(area, rows, cols, place) for place in range(rows * cols)]

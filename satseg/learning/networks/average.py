@@ -125,7 +125,11 @@ def _card(cards: Sequence[ModelCard], digests: tuple[str, ...]) -> ModelCard:
         _each([source for card in cards for source in getattr(card.training, name)])
         for name in ("sources", "start_sources")
     )
-    told = {"sources": learnt, "start_sources": before, "options": options, "mean_of": digests}
+    warnings = tuple(dict.fromkeys(text for card in cards for text in card.training.warnings))
+    told = {
+        "sources": learnt, "start_sources": before, "options": options, "mean_of": digests, "validation": (),
+        "warnings": warnings,
+    }  # fmt: skip
     training = first.model_copy(update={**told, "steps": None, "seconds": None})
     update = {
         "classes": common_items(cards), "halo": max(card.halo for card in cards),

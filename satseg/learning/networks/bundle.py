@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import rasterio
 import safetensors
 import safetensors.torch
 import torch
@@ -128,7 +130,10 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
 
 def current_versions() -> dict[str, str]:
     """Return the versions that a card records."""
-    return {"satseg": satseg.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "satseg": satseg.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "numpy": np.__version__, "rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__,
+    }  # fmt: skip
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

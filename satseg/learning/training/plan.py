@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from satseg.learning.ground.sampling import ChipSampler
 from satseg.learning.ground.shares import chip_shares, class_areas
 from satseg.learning.ground.split import Ground
 from satseg.learning.ground.split_map import LEGEND, split_sheet, split_text
-from satseg.learning.machine import resident_bytes
+from satseg.learning.machine import precision_for, resident_bytes
 from satseg.learning.networks.network import Network
 from satseg.learning.training.feed import VALID_TILE_PX, most_steps, steps_of_a_pass
 from satseg.learning.training.learner import Learner
@@ -93,6 +94,11 @@ class Plan:
     most_steps: int | None
     host_bytes: int
     device_bytes: int
+    networks: int
+    """That are learnt in turn, and answer as one."""
+    seconds: float | None
+    """About what the steps take, where those are the budget; without reading, validation and what follows."""
+    warnings: tuple[str, ...]
     prepared: Prepared = field(repr=False, compare=False)
 
     @property
@@ -122,8 +128,8 @@ class Plan:
         return encode_png(split_sheet(grounds, validation, colors, image=size <= MOST_TO_READ_PX))
 
 
-def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
-    """Return the plan of a run that is ready to start."""
+def plan_of(prepared: Prepared, learner: Learner, run: RunConfig, *, timed: bool = False) -> Plan:
+    """Return the plan of a run that is ready to start; when `timed`, a step is tried, to know what all will take."""
     network, train, sampler = learner.network, run.train, run_sampler(prepared.grounds, learner)
     kept = memory_bytes(
         network, batch=train.batch, bands=len(prepared.bands), classes=len(prepared.classes), chip=train.chip
@@ -150,6 +156,9 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig) -> Plan:
         most_steps=_most_steps(sampler, learner),
         host_bytes=resident_bytes() + cached + (kept if on_cpu else 0),
         device_bytes=kept,
+        networks=network.learners,
+        seconds=train.steps * step_seconds(learner, bands=len(prepared.bands)) if train.steps and timed else None,
+        warnings=prepared.warnings,
         prepared=prepared,
     )
 
@@ -160,6 +169,25 @@ def run_sampler(grounds: Sequence[Ground], learner: Learner, *, size: int | None
     return ChipSampler(
         grounds, size=size or train.chip, seed=train.seed, balance=train.balance, changes=learner.changes
     )
+
+
+def step_seconds(learner: Learner, *, bands: int) -> float:
+    """Seconds of one step of a copy of the network, the second of two, on chips of noise and without their reading."""
+    target, train = learner.target, learner.options
+    network = copy.deepcopy(learner.network).to(target).train()
+    mixed = precision_for(target, train.precision) != "32-true"
+    noise = torch.Generator().manual_seed(train.seed)
+    for _ in range(2):
+        began = time.perf_counter()
+        for _ in range(train.accumulate):
+            chips = torch.rand(train.batch, bands, train.chip, train.chip, generator=noise).to(target)
+            with torch.autocast(target.type, torch.bfloat16, enabled=mixed):
+                logits = network(chips.contiguous(memory_format=torch.channels_last))
+            logits.float().square().mean().backward()
+        if target.type == "cuda":
+            torch.cuda.synchronize(target)
+        seconds = time.perf_counter() - began
+    return seconds
 
 
 def memory_bytes(network: Network, *, batch: int, bands: int, classes: int, chip: int) -> int:
@@ -287,6 +315,7 @@ def _cache_bytes(prepared: Prepared, room: int) -> int:
 def _facts(plan: Plan) -> list[str]:
     budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
     budget += f", {plan.most_steps:,} steps at most," if plan.most_steps is not None else ""
+    budget += f", about {_time(plan.seconds)}," if plan.seconds is not None else ""
     chips = plan.batch * plan.accumulate
     passes = max(1, round(plan.pass_steps))
     memory = f"about {_size(plan.host_bytes)}"
@@ -298,12 +327,19 @@ def _facts(plan: Plan) -> list[str]:
         ("resolution", resolution),
         ("chips", f"{plan.chip} x {plan.chip} pixels, {chips} a step: {plan.pixels_per_step:,} pixels a step"),
         *([("hard ground", hard_text(plan))] if plan.hard else []),
-        ("network", f"{plan.parameters:,} parameters, stride {plan.stride}, reach {plan.halo} pixels"),
+        ("network", f"{network_text(plan)}, stride {plan.stride}, reach {plan.halo} pixels"),
         ("loss", plan.loss),
         ("memory", memory),
         ("budget", f"{budget} on {plan.device}; {passes:,} step{'s' * (passes != 1)} see as much as the ground has"),
+        ("beside", "opening the data, the last validation and measuring the halo come on top of the budget"),
     ]
     return [*map(_scene_line, plan.scenes), *(f"{name:<11} {text}" for name, text in rows)]
+
+
+def network_text(plan: Plan) -> str:
+    """Say how large the network is, and of how many it is made."""
+    several = f" in {plan.networks} networks that learn in turn and answer as one" if plan.networks > 1 else ""
+    return f"{plan.parameters:,} parameters{several}"
 
 
 def hard_text(plan: Plan) -> str:
@@ -353,3 +389,7 @@ def _maps(plan: Plan) -> list[str]:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

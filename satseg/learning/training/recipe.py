@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import shapely
@@ -21,6 +22,7 @@ from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
 from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.split import Ground
 from satseg.learning.machine import resolve_device
 from satseg.learning.networks.architectures import architecture_of, library_versions, new_network
 from satseg.learning.networks.bundle import current_versions
@@ -30,6 +32,7 @@ from satseg.learning.networks.network import Network
 from satseg.learning.training.augment import step_generator
 from satseg.learning.training.feed import LEAST_STEPS
 from satseg.learning.training.learner import Learner, Outcome
+from satseg.learning.training.plan import apart
 from satseg.learning.training.start import Start, plane_names
 from satseg.options import TrainOptions, names_file
 from satseg.run import RunConfig
@@ -115,7 +118,10 @@ def finished_model(
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
     )
     training = Training(
-        sources=tuple(map(_source, scenes, tones(scenes, all_room(prepared.normalization)))),
+        sources=tuple(map(_source, prepared.grounds, tones(scenes, all_room(prepared.normalization)))),
+        validation=tuple(map(_source, apart(prepared))),
+        warnings=prepared.warnings,
+        weights=_weights_file(run.model.weights),
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
@@ -143,7 +149,7 @@ def finished_model(
         sensor=scene.sensor,
         training=training,
         scores=_scores(learner, outcome),
-        versions=current_versions() | library_versions(network),
+        versions={**current_versions(), "lightning": version("lightning"), **library_versions(network)},
     )
     return Model(card, network.to(learner.target).to(memory_format=torch.channels_last), learner.target)
 
@@ -176,10 +182,15 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _source(scene: Scene, found: Tone | None) -> TrainingSource:
-    grid = scene.grid
+def _weights_file(weights: str | None) -> FileHash | None:
+    return FileHash.of(weights) if weights is not None and names_file(weights) else None
+
+
+def _source(ground: Ground, found: Tone | None = None) -> TrainingSource:
+    grid = ground.scene.grid
     return TrainingSource(
-        files=tuple(FileHash.of(path) for path in scene.paths if Path(path).is_file()),
+        files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
+        labels_sha256=ground.labels_sha256,
         crs=None if grid.crs is None else describe(grid.crs),
         bounds=grid.bounds,
         footprint=json.loads(shapely.to_geojson(grid.footprint())),

@@ -1,7 +1,8 @@
 """The folder of a run: where it is, whether it is this run's, and what an earlier run left in it.
 
 A run notes its options and data in ``run.toml``. A folder with another note, or with files that are of no run,
-is refused before anything is written; resuming asks for the very same note.
+is refused before anything is written; resuming asks for the very same note. Data are noted by content (`ledger`'s
+sample of a file's bytes, all of the labels), not by name alone: labels that were mended in between are other data.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 from satseg.errors import OutputError, UsageError
-from satseg.learning.ground.grounds import Pair, PathLike
+from satseg.learning.ground.pairs import Pair, PathLike
+from satseg.ledger import identity_of
 from satseg.output import os_errors_as_output_errors, write_text
 
 PAGE = "report.html"
@@ -38,7 +41,9 @@ def told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
             moved = [one for one in pair.scene.registrations if one.is_moved]
             files += "".join(f", moved {-one.rows} rows {-one.cols} columns {-one.turn_deg} degrees" for one in moved)
             counts = pair.labels["class_name"].value_counts().sort_index()
-            lines.append(f"# {role}: {files}; " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            labels = ", ".join(f"{n} {name}" for name, n in counts.items())
+            digests = [str(identity_of(path)["sha256"]) for path in pair.scene.paths if os.path.isfile(path)]
+            lines.append(f"# {role}: {files}; {labels}; sha256 {' '.join([*digests, pair.labels_sha256()])}")
     return "\n".join([*lines, ""])
 
 
@@ -53,9 +58,11 @@ def check_run(folder: Path, run: str, *, resume: bool, overwrite: bool, option: 
     if strange:
         raise OutputError(f"{folder} holds files that are of no run", hint=f"give another {option}", code="E-OUT-012")
     if earlier is not None and resume and earlier != run:
+        lines = zip_longest(earlier.splitlines(), run.splitlines(), fillvalue="nothing")
+        there, here = next((pair for pair in lines if pair[0] != pair[1]), (earlier, run))
         raise UsageError(
-            f"{note} was written by a run with other options or data",
-            hint="resume with the same ones",
+            f"{note} was written by a run with other options or data: {there!r} there, {here!r} here",
+            hint="resume with the same ones, or give --overwrite to start anew",
             code="E-TRN-006",
         )
     if earlier is not None and not (resume or overwrite):

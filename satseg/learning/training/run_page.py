@@ -18,7 +18,16 @@ from satseg.learning.training.curves import BINS, ThresholdCurve
 from satseg.learning.training.examples import Example, examples, shown_side
 from satseg.learning.training.history import History, read_history
 from satseg.learning.training.learner import Learner, Outcome
-from satseg.learning.training.plan import Plan, apart, class_rows, hard_text, percent, plan_of, run_sampler
+from satseg.learning.training.plan import (
+    Plan,
+    apart,
+    class_rows,
+    hard_text,
+    network_text,
+    percent,
+    plan_of,
+    run_sampler,
+)
 from satseg.learning.training.run_folder import PAGE
 from satseg.output import write_text
 from satseg.progress import mean_of
@@ -54,7 +63,7 @@ STYLE = """
 
 BODY = Template("""<h1>Training: mean Jaccard of the validation</h1><div class="score">$score</div>
 <p>$summary</p>
-<dl class="facts">$facts</dl>
+<dl class="facts">$facts</dl>$warnings
 <h2>Classes</h2>$classes
 <h2>Curves</h2><div class="panels wide">$curves</div>$key
 <h2>Thresholds</h2>
@@ -106,6 +115,7 @@ def run_page(folder: Path, learner: Learner, prepared: Prepared, run: RunConfig,
         score=ratio(mean),
         summary=_summary(outcome, plan),
         facts=_facts(plan),
+        warnings=_warnings(plan),
         classes=_class_table(plan, outcome),
         curves=_curves(read_history(folder, learner.classes, steps=outcome.steps), colors),
         key=_key(colors),
@@ -137,10 +147,16 @@ def _facts(plan: Plan) -> str:
         "resolution": "pixels as they are" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m",
         "chips": f"{plan.chip} x {plan.chip} pixels, {plan.batch * plan.accumulate} a step",
         **({"hard ground": hard_text(plan)} if plan.hard else {}),
-        "network": f"{plan.parameters:,} parameters, stride {plan.stride}, halo {plan.halo} pixels",
+        "network": f"{network_text(plan)}, stride {plan.stride}, halo {plan.halo} pixels",
         "loss": plan.loss,
     }
     return "".join(f"<dt>{name}</dt><dd>{shown(text, limit=600)}</dd>" for name, text in facts.items())
+
+
+def _warnings(plan: Plan) -> str:
+    """What looks wrong in the data, in a list; nothing where nothing does."""
+    lines = "".join(f"<li>{shown(text, limit=600)}</li>" for text in plan.warnings)
+    return f"<h2>Warnings</h2><ul>{lines}</ul>" if lines else ""
 
 
 def _class_table(plan: Plan, outcome: Outcome) -> str:

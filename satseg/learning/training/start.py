@@ -32,7 +32,8 @@ from satseg.errors import ModelError, UsageError
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.tiling import round_up
 from satseg.learning.card import BandCard, FileHash, ModelCard, TrainingSource
-from satseg.learning.ground.grounds import PathLike, Prepared
+from satseg.learning.ground.grounds import Prepared
+from satseg.learning.ground.pairs import PathLike
 from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.bundle import load_bundle
 from satseg.learning.networks.inflation import by_name, input_weights, mixed
