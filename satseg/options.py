@@ -169,6 +169,7 @@ class AugmentOptions(BaseModel):
     shade: float = Field(0.0, ge=0, le=10, description="strength of slow haze and shadow, on half the chips")
     blur: Share = Field(0.2, description="share of chips blurred or sharpened")
     noise: float = Field(0.1, ge=0, le=10, description="most noise per pixel and band")
+    jpeg: float = Field(0.0, ge=0, le=10, description="coarsest steps that 8 x 8 blocks are rounded to, as JPEG does")
     band_drop: Share = Field(0.0, description="share of chips of which one band is set to its mean")
     cutmix: Share = Field(0.0, description="share of chips with a rectangle of another one")
     mixup: Share = Field(0.0, description="share of chips blended with another one")

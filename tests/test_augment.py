@@ -13,7 +13,7 @@ from satseg.options import NO_AUGMENTATION, AugmentOptions
 
 torch.set_num_threads(1)  # tensors this small only wait for the other threads
 ALL_COLOURS = AugmentOptions(
-    gain=0.3, offset=0.3, brightness=0.2, gamma=0.3, shade=0.3, blur=1.0, noise=0.2, band_drop=0.5
+    gain=0.3, offset=0.3, brightness=0.2, gamma=0.3, shade=0.3, blur=1.0, noise=0.2, jpeg=0.2, band_drop=0.5
 )
 EVERYTHING = ALL_COLOURS.model_copy(update={"cutmix": 0.5, "mixup": 0.5})
 
@@ -270,6 +270,34 @@ def test_noise_is_of_every_pixel_and_of_any_strength_up_to_the_most():
     assert np.histogram(strength, bins=4, range=(0, 0.5))[0].min() > 45  # 75 expected
     assert torch.corrcoef(change.permute(1, 0, 2, 3).flatten(1))[0, 1].abs() < 0.02
     assert float(change.mean()) == pytest.approx(0, abs=0.01)
+
+
+def test_jpeg_rounds_fine_detail_away_and_keeps_the_level():
+    rows, cols = torch.arange(21)[:, None], torch.arange(30)
+    image = 5 + 0.01 * ((rows + cols) % 2 * 2.0 - 1).expand(200, 2, 21, 30)
+    out = recoloured(image, jpeg=2.0)
+    spread = out.flatten(1).std(dim=1)
+    assert 0.65 < float((spread < 0.002).float().mean()) < 1.0  # of 0.01: the weakest leave it
+    assert float((out.mean(dim=(1, 2, 3)) - 5).abs().max()) < 2 / 15 / 16 + 1e-3  # half a step of the mean
+
+
+def test_jpeg_spoils_no_more_than_the_block_around():
+    image = torch.full((50, 1, 21, 30), 5.0)
+    image[:, :, 10, 17] += 3
+    out = recoloured(image, jpeg=1.0)
+    rows, cols = ((out - out[..., :1, :1]).abs() > 1e-4).any(dim=(0, 1)).nonzero().T
+    for places, pixel in ((rows, 10), (cols, 17)):
+        assert places.min() <= pixel <= places.max()
+        assert 4 <= places.max() - places.min() <= 7
+
+
+def test_jpeg_is_of_any_strength_up_to_the_most():
+    image = torch.randn((400, 2, 24, 24), generator=step_generator(0, 1))
+    error = (recoloured(image, jpeg=0.6) - image).flatten(1).std(dim=1)
+    steps = 0.6 * (1 + torch.arange(8)[:, None] + torch.arange(8)) / 15
+    most = float((steps**2 / 12).mean().sqrt())  # of what is rounded to even steps
+    assert 0.9 * most < float(error.max()) < 1.1 * most
+    assert np.histogram(error, bins=4, range=(0, 1.1 * most))[0].min() > 50
 
 
 def test_band_drop_takes_one_band_of_about_the_asked_share():

@@ -93,7 +93,10 @@ def agree(
 ) -> Agreed:
     """Bring `pairs`, then `valid_pairs`, to one set of classes, bands and resolution; raises as `prepare`."""
     if not pairs:
-        raise UsageError("no training data", hint="give --data SCENE LABELS", code="E-TRN-001")
+        raise UsageError(
+            "no training data", hint="give --data SCENE LABELS, or a run.toml: that of a run's folder repeats it",
+            code="E-TRN-001",
+        )  # fmt: skip
     everything = (*pairs, *valid_pairs)
     classes = _classes(pairs, config.data, learnt)
     bands = _common_bands(everything, config.data)

@@ -40,8 +40,10 @@ SPAN = 6.0
 """Deviations from black to white, for gamma."""
 SHADE_CELLS = 4
 """Cells a side of the coarse field that a shade is made of: it changes slowly over a chip."""
-COLOURS = ("gain", "offset", "brightness", "gamma", "shade", "blur", "noise", "band_drop")
+COLOURS = ("gain", "offset", "brightness", "gamma", "shade", "blur", "noise", "jpeg", "band_drop")
 """Options that change colours."""
+BLOCK = 8
+"""Side of JPEG's blocks in pixels."""
 CUT = (0.3, 0.7)
 """Sides of the part that cutmix exchanges, in shares of the chip's."""
 
@@ -116,6 +118,8 @@ def recolour(image: Tensor, options: AugmentOptions, generator: torch.Generator)
     if options.noise:
         strength = options.noise * _uniform(alike, generator)
         changed.add_(torch.randn(image.shape, generator=generator).mul_(strength).to(image))
+    if options.jpeg:
+        _round_blocks(changed, options.jpeg * _uniform(alike, generator), generator)
     if options.band_drop and bands > 1:
         hit = _uniform((count, 1), generator) < options.band_drop
         chosen = torch.randint(bands, (count, 1), generator=generator) == torch.arange(bands)
@@ -152,6 +156,28 @@ def _sharpen(image: Tensor, share: float, generator: torch.Generator) -> None:
         chosen = image[hit]
         mean = F.avg_pool2d(F.pad(chosen, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
         image[hit] = torch.lerp(chosen, mean, amount.to(image)[hit, None, None, None])
+
+
+def _round_blocks(image: Tensor, coarsest: Tensor, generator: torch.Generator) -> None:
+    """Round the cosine transform of blocks of `image`, in place, to steps of up to `coarsest` (B, 1, 1, 1).
+
+    Steps grow evenly with the frequency, and are of a band's own units: JPEG has a table of them (ITU-T T.81, annex K),
+    and tells light from colour. The blocks' corner is drawn for the batch.
+    """
+    count, bands, height, width = image.shape
+    at, frequency = (torch.arange(BLOCK) + 0.5) / BLOCK, torch.arange(BLOCK)[:, None]
+    cosines = torch.cos(torch.pi * at * frequency) * torch.where(frequency == 0, 1.0, 2**0.5) / BLOCK**0.5
+    growth = (1 + frequency + frequency.T) / (2 * BLOCK - 1)
+    steps = (coarsest.clamp(min=1e-6) * growth).view(count, 1, 1, BLOCK, 1, BLOCK)
+    cosines, steps = cosines.to(image.device), steps.to(image.device)
+    top, left = torch.randint(BLOCK, (2,), generator=generator).tolist()
+    sides = (left, -(left + width) % BLOCK, top, -(top + height) % BLOCK)
+    with torch.autocast(image.device.type, enabled=False):
+        padded = F.pad(image.float(), sides, mode="replicate")
+        blocks = padded.reshape(count, bands, padded.shape[2] // BLOCK, BLOCK, padded.shape[3] // BLOCK, BLOCK)
+        spectrum = torch.einsum("ui,bcrikj,vj->bcrukv", cosines, blocks, cosines).div_(steps).round_().mul_(steps)
+        back = torch.einsum("ui,bcrukv,vj->bcrikj", cosines, spectrum, cosines)
+    image.copy_(back.reshape(padded.shape)[..., top : top + height, left : left + width])
 
 
 def _cut_and_paste(
