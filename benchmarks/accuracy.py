@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.grounds import data_folder, has_vegas, las_vegas
 from benchmarks.recipes import NEEDS, RECIPES
 from benchmarks.timing import RESULTS, Goal, Report, parse
-from benchmarks.trainings import OURS, PACKAGES, WITH_TTA, Job, Row
+from benchmarks.trainings import OURS, PACKAGES, VIEWS, Job, Row
 from satseg.errors import UsageError
 from satseg.run import RunConfig
 
@@ -70,7 +70,7 @@ def jobs(options: argparse.Namespace, systems: dict[str, dict[str, Any]], scratc
         learnt = [stem for name, stem in LEARNT.items() if name != place]
         where = os.fspath(scenes[place]), os.fspath(folder), learnt
         for system, changes in systems.items():
-            yield Job(system, minutes, seed, *where, changes, system == OURS, keep)
+            yield Job(system, minutes, seed, *where, changes, options.views if system == OURS else [], keep)
 
 
 def in_own_process(job: Any, module: str, *, threads: int | None = 1) -> Any:
@@ -223,7 +223,8 @@ def pooled(rows: Sequence[Row], minutes: float, places: set[str] | None = None) 
 
 def order(system: str) -> tuple[int, str]:
     """Satseg first, then its ablations, then the rivals."""
-    return (0 if system in (OURS, OURS + WITH_TTA) else 1 if system.startswith(OURS) else 2, system)
+    ours = {OURS, *(OURS + view for view in VIEWS.values())}
+    return (0 if system in ours else 1 if system.startswith(OURS) else 2, system)
 
 
 def budgets(rows: Iterable[Row]) -> list[float]:
@@ -262,8 +263,8 @@ def report(rows: Sequence[Row], notes: list[str]) -> Report:
         "Trained on two of Banepa, Zanzibar and Nairobi, scored on the third; for Las Vegas on all three. One process "
         "and one thread each, random first weights. Polygon J: Jaccard of areas; pixel J: of polygons burnt at 0.30 m; "
         "F1: buildings paired at an IoU of 0.5; scores' J: of pixels before any clean-up, at the threshold shipped and "
-        f"at the best of 0.05 to 0.95.{WITH_TTA} is the same training, detected with tta=d4. Pooled: counts summed "
-        "over Nairobi and Zanzibar. Over several seeds: mean (least to greatest).",
+        f"at the best of 0.05 to 0.95.{VIEWS['d4']} and the like is the same training, detected with that tta. Pooled: "
+        "counts summed over Nairobi and Zanzibar. Over several seeds: mean (least to greatest).",
         HEADER,
         PACKAGES,
         rows=[*lines(rows)],
@@ -283,7 +284,7 @@ def draw(rows: Sequence[Row]) -> None:
     told = budgets(rows)
     shared = set.intersection(*filter(None, (compared([row for row in rows if row.minutes == m]) for m in told)))
     by_budget = {minutes: pooled(rows, minutes, shared) for minutes in told}
-    for system in (OURS, OURS + WITH_TTA, *RECIPES):
+    for system in (OURS, OURS + VIEWS["d4"], *RECIPES):
         points = []
         for minutes, found in by_budget.items():
             if system in found:
@@ -291,7 +292,7 @@ def draw(rows: Sequence[Row]) -> None:
                 points.append((minutes, figures[0], figures[2]))
         for axes, values in zip(sides, [*zip(*points, strict=True)][1:], strict=True) if points else ():
             style: dict[str, Any] = {"color": "black", "linewidth": 2.0} if system.startswith(OURS) else {}
-            marks = "o--" if WITH_TTA in system else "o-"
+            marks = "o--" if VIEWS["d4"] in system else "o-"
             axes.plot([point[0] for point in points], values, marks, label=system, **style)
     for axes, name in zip(sides, ("polygon Jaccard", "F1 at an IoU of 0.5"), strict=True):
         axes.set(xscale="log", xlabel="CPU-minutes", ylabel=name, ylim=(0, None), xticks=told)
@@ -361,6 +362,7 @@ def main() -> None:
             "type": ablation, "action": "append", "default": [], "metavar": "NAME=KEY=VALUE,...",
             "help": "also train satseg with changed keys of its run file; may be given again",
         },
+        views={"type": listed(str, VIEWS), "default": ["d4"], "help": f"how satseg also detects: {','.join(VIEWS)}"},
         keep={"metavar": "DIR", "help": "keep what was found there, with pictures"},
     )  # fmt: skip
     options.minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)

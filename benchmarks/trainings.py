@@ -1,8 +1,8 @@
 """One training of `benchmarks.accuracy`, in a process of its own: train on places, find buildings in another, score.
 
-satseg is called as a user calls it, `train` with minutes and a seed and `detect`, once plain and once with
-``tta="d4"``. Its minutes are wall time; here ``time.monotonic`` is the CPU time of the process while it trains, on
-one thread, so that its schedule follows CPU time as the rivals' do. What it does outside that schedule (reading
+satseg is called as a user calls it, `train` with minutes and a seed and `detect`, once plain and once with each of
+the views asked for. Its minutes are wall time; here ``time.monotonic`` is the CPU time of the process while it trains,
+on one thread, so that its schedule follows CPU time as the rivals' do. What it does outside that schedule (reading
 labels, measuring the bands, the last validation, measuring the halo) belongs to the budget too: a rehearsal of one
 step tells how long it takes, and so much less is given as minutes.
 
@@ -46,7 +46,9 @@ from satseg.scoring.jaccard import pixel_counts
 if TYPE_CHECKING:
     from benchmarks.recipes import Rival
 
-OURS, WITH_TTA = "satseg", " + D4"
+OURS = "satseg"
+VIEWS = {"flips": " + flips", "d4": " + D4", "scales": " + scales", "d4+scales": " + D4 + scales"}
+"""What `tta` of a detection adds to its system's name."""
 BUILDING = "building"
 PACKAGES = ("satseg", "torch", "lightning", "segmentation_models_pytorch", "torchgeo", "geoai-py")
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -75,8 +77,8 @@ class Job:
         Their stems.
     options : dict
         Changed keys of satseg's run file.
-    tta : bool
-        Whether satseg detects once more with ``tta="d4"``.
+    views : list of str
+        Keys of `VIEWS`, with each of which satseg detects once more.
     keep : str, optional
         Folder for features and pictures.
     """
@@ -88,7 +90,7 @@ class Job:
     data: str
     learnt: list[str]
     options: dict[str, Any] = field(default_factory=dict)
-    tta: bool = True
+    views: list[str] = field(default_factory=lambda: ["d4"])
     keep: str | None = None
 
     @property
@@ -196,8 +198,8 @@ def train_satseg(job: Job, clock: Clock) -> Trained:
         model = train(pairs, minutes=minutes, **options)
         spent = clock.spent()
     hook.remove()
-    views = {"": "none", WITH_TTA: "d4"} if job.tta else {"": "none"}
-    detectors = {job.system + name: partial(detected, model, tta=tta) for name, tta in views.items()}
+    detectors = {job.system: partial(detected, model, tta="none")}
+    detectors |= {job.system + VIEWS[tta]: partial(detected, model, tta=tta) for tta in job.views}
     return Trained(size_of(model.network), spent, detectors)
 
 
