@@ -362,7 +362,10 @@ def main() -> None:
             "type": ablation, "action": "append", "default": [], "metavar": "NAME=KEY=VALUE,...",
             "help": "also train satseg with changed keys of its run file; may be given again",
         },
-        views={"type": listed(str, VIEWS), "default": ["d4"], "help": f"how satseg also detects: {','.join(VIEWS)}"},
+        views={
+            "type": listed(str, ["none", *VIEWS]), "default": ["d4"],
+            "help": f"how satseg also detects: some of {','.join(VIEWS)}, or none",
+        },
         keep={"metavar": "DIR", "help": "keep what was found there, with pictures"},
     )  # fmt: skip
     options.minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)
@@ -370,6 +373,7 @@ def main() -> None:
     if VEGAS in options.places and not has_vegas(data_folder()):
         sys.exit(f"there is no wv_spacenet in {data_folder()}: give other --places")
     options.systems = [system for system in options.systems if system != "none"]
+    options.views = [view for view in options.views if view != "none"]
     options.save = options.save and not options.quick  # a try is not kept among results
     if options.keep:
         Path(options.keep).mkdir(parents=True, exist_ok=True)

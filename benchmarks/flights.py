@@ -17,6 +17,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas
 import rasterio
 import torch
 from rasterio.windows import Window
@@ -57,7 +58,7 @@ def found_in(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, geopand
     together = [{"tone": "near", "flight": flight} for flight in satseg.flights(scenes)]
     for case, options in (*((name, [one] * len(scenes)) for name, one in CASES.items()), (TOGETHER, together)):
         layers = [satseg.detect(model, scene, **one) for scene, one in zip(scenes, options, strict=True)]
-        yield case, geopandas.pd.concat(layers, ignore_index=True)
+        yield case, pandas.concat(layers, ignore_index=True)
 
 
 def scores(model: Model, place: Place, folder: Path) -> Iterator[tuple[int, int, str, float, float]]:

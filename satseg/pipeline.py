@@ -21,7 +21,7 @@ from satseg.imagery.drivers import is_remote
 from satseg.imagery.registration import registered
 from satseg.imagery.scene import Scene, open_scene
 from satseg.imagery.writer import check_raster_target
-from satseg.learning.card import IndexCard
+from satseg.learning.card import FileHash, IndexCard
 from satseg.learning.detection.budget import Estimate
 from satseg.learning.detection.inference import working_scene
 from satseg.learning.detection.job import Detection, DetectOptions, scores_of
@@ -37,7 +37,7 @@ from satseg.learning.networks.model import Model
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import check_devices, given_ranks
 from satseg.learning.training.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
-from satseg.learning.training.start import Start
+from satseg.learning.training.start import Start, first_weights
 from satseg.ledger import Ledger
 from satseg.options import LabelledScene
 from satseg.output import AtomicOutput, check_distinct, check_writable, os_errors_as_output_errors
@@ -104,7 +104,7 @@ def train(
     learner = build_learner(prepared, run, ready.start)
     with run_folder(ready.place, ready.note, resume=resume, leads=leads) as folder:
         outcome = fit_on_devices(learner, prepared, folder=folder, resume=resume, progress=progress)
-        model = finished_model(learner, prepared, run, outcome, ready.start)
+        model = finished_model(learner, prepared, run, outcome, ready.start, ready.weights)
         if run.train.fit_rules:
             from satseg.fitting import fitted_on
 
@@ -339,6 +339,7 @@ class _Ready:
     place: Path | None
     note: str
     start: Start | None
+    weights: FileHash | None
 
 
 def _ready_to_train(
@@ -364,16 +365,16 @@ def _ready_to_train(
     if output is not None:
         check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
-    place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
-    if start is not None:
-        note += f"# start: {start.file.sha256}\n"
+    place, note, weights = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs), first_weights(run)
+    for role, file in (("start", None if start is None else start.file), ("weights", weights)):
+        note += "" if file is None else f"# {role}: {file.sha256}\n"
     if place is not None and given_ranks().leads:
         check_run(place, note, resume=resume, overwrite=overwrite)
     prepared = prepare(pairs, valid_pairs, run, () if start is None else start.known_classes)
     if start is not None:
         prepared = start.normalized(prepared, run.model.inflate)
     prepared = grounds.as_detected(prepared, run.data.normalize, start.sources(prepared) if start else ())
-    return _Ready(run, prepared, place, note, start)
+    return _Ready(run, prepared, place, note, start, weights)
 
 
 def check_options(run: RunConfig) -> None:

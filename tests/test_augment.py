@@ -291,6 +291,16 @@ def test_jpeg_spoils_no_more_than_the_block_around():
         assert 4 <= places.max() - places.min() <= 7
 
 
+def test_jpegs_blocks_begin_anywhere():
+    image = torch.randn((1, 1, 24, 24), generator=step_generator(0, 1))
+    corners = set()
+    for step in range(60):
+        change = recolour(image, only(jpeg=5.0), step_generator(0, step))[0, 0] - image[0, 0]
+        jumps = (change[:, 1:] + image[0, 0, :, 1:] - change[:, :-1] - image[0, 0, :, :-1]).abs().mean(dim=0)
+        corners.add(int(jumps.view(-1)[:16].reshape(2, 8).sum(dim=0).argmax()))
+    assert len(corners) >= 5
+
+
 def test_jpeg_is_of_any_strength_up_to_the_most():
     image = torch.randn((400, 2, 24, 24), generator=step_generator(0, 1))
     error = (recoloured(image, jpeg=0.6) - image).flatten(1).std(dim=1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from satseg.errors import ModelError, UsageError
+from satseg.learning.card import FileHash, TrainingSource
 from satseg.learning.networks.average import average
 from satseg.learning.networks.model import load_model
 from tests.worlds import tiny_model
@@ -51,7 +52,11 @@ def test_the_card_says_of_which_it_is_the_mean_and_claims_no_score(tmp_path):
         model = tiny_model(seed=int(path.stem), depth=2)
         items = tuple(item.model_copy(update={"threshold": level, "min_area_m2": level}) for item in model.items)
         scored = {"validation_jaccard": {"a": 0.9}}
-        replace(model, card=model.card.model_copy(update={"classes": items, "scores": scored})).save(path)
+        told = {"validation": (TrainingSource(crs="EPSG:32633"),), "warnings": ("dark", path.stem),
+                "weights": FileHash(name="w.pth", sha256=64 * "0")}  # fmt: skip
+        training = model.card.training.model_copy(update=told)
+        update = {"classes": items, "scores": scored, "training": training}
+        replace(model, card=model.card.model_copy(update=update)).save(path)
     made = average(paths)
     made.save(tmp_path / "mean.safetensors")
     again = load_model(tmp_path / "mean.safetensors")
@@ -59,6 +64,9 @@ def test_the_card_says_of_which_it_is_the_mean_and_claims_no_score(tmp_path):
     assert again.thresholds == pytest.approx({"a": 0.4, "b": 0.4})
     assert [item.min_area_m2 for item in again.items] == [0.2, 0.2]
     assert again.card.scores == {}
+    training = again.card.training
+    assert (training.validation, training.weights) == ((), None)
+    assert sorted(training.warnings) == ["1", "2", "dark"]
 
 
 def test_a_model_with_itself_is_itself():

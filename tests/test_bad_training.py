@@ -5,8 +5,10 @@ from __future__ import annotations
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import torch
+from rasterio.enums import ColorInterp
 
 import satseg
 from satseg.errors import InputError, LabelError, UsageError
@@ -15,6 +17,7 @@ from satseg.imagery.suspicions import refuse_hopeless, suspicions
 from satseg.learning.ground.chips import ChipReader
 from satseg.learning.ground.grounds import prepare
 from satseg.learning.ground.pairs import open_pair
+from satseg.learning.ground.resolution import unlike_resolutions
 from satseg.learning.ground.sampling import ChipSampler
 from satseg.options import AugmentOptions
 from satseg.run import RunConfig
@@ -229,6 +232,51 @@ def test_a_scene_that_makes_all_far_coarser_is_told_in_log_plan_and_card(tmp_pat
     model = satseg.train([world, coarse], **FAST, run_dir=tmp_path / "run")
     assert model.card.training.warnings == made.warnings
     assert said in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_scenes_of_one_name_and_those_that_are_validated_on_are_looked_at_too(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    world = squares(tmp_path / "one", height=420, width=560)
+    coarse = squares(tmp_path / "two", x=510_000.0, gsd=4.0)
+    for data in ([world, coarse], [coarse, world]):
+        assert "scene has pixels of 4 m" in satseg.plan(data, **FAST).warnings[0]
+    assert "scene has pixels of 4 m" in satseg.plan([world], valid_data=[coarse], **FAST).warnings[0]
+
+
+def test_large_objects_that_make_all_coarser_are_no_scene_that_does(tmp_path):
+    labels = [satseg.open_scene(squares(tmp_path, name=name, gsd=gsd, x=x)[0]) for name, gsd, x in
+              (("fine", 1.0, 5e5), ("coarse", 4.0, 5.1e5))]  # fmt: skip
+    assert not [*unlike_resolutions(labels, 11.0, asked=False)]
+    assert [*unlike_resolutions(labels, 4.0, asked=False)]
+
+
+def test_what_files_and_pixels_are_warned_of_is_in_the_card_without_folders(tmp_path, world):
+    path, labels = world
+    data = np.array(satseg.open_scene(path).read().data)
+    data[1] = 5
+    flat = rewritten(path, "flat.tif", data)
+    with rasterio.open(flat, "r+") as file:
+        file.colorinterp = (ColorInterp.palette, ColorInterp.undefined)
+        file.write_colormap(1, {0: (1, 2, 3, 255)})
+    warnings = satseg.train([(flat, labels)], **FAST).card.training.warnings
+    assert satseg.open_scene(flat).warnings[0].startswith(f"{flat}: ")
+    assert warnings[0].startswith("flat.tif: ")
+    assert any("band nir is 5 all over" in text for text in warnings)
+    assert not any(str(tmp_path) in text for text in warnings)
+
+
+def test_each_band_that_lacks_data_is_told_with_its_own_share(world):
+    path, labels = world
+    data = np.concatenate([satseg.open_scene(path).read().data, noise(1, 140, 210)]).astype("float32")
+    data[0, :28], data[1, :112] = np.nan, np.nan
+    three = write_tiff(path.parent / "three.tif", data, transform=satseg.open_scene(path).grid.transform,
+                       descriptions=(*BANDS, "blue"))  # fmt: skip
+    scene = satseg.open_scene(three)
+    layer = LabelLayer.build(labels, scene.grid, ("a", "b"))
+    texts = [str(one) for one in suspicions([(scene, layer)]) if one.kind == "invalid-band"]
+    assert ["red has data on 80.0% of the ground and another on 100.0%" in texts[0],
+            "nir has data on 20.0% of the ground and another on 100.0%" in texts[1]] == [True, True]  # fmt: skip
 
 
 def test_a_scene_enlarged_to_the_resolution_asked_for_is_told_and_no_other(tmp_path):

@@ -164,7 +164,7 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(run, town, tmp_path):
     assert [item["name"] for item in found["classes"]] == ["a", "b"]
     assert (found["steps"], found["networks"], found["warnings"]) == (2, 1, [])
     assert found["seconds"] > 0
-    assert re.search(r"budget +2 steps, about \d+ seconds, on cpu", said.out)
+    assert re.search(r"budget +2 steps, about \d+ seconds for the network, on cpu", said.out)
     several = (*args, "model.members=3", "--minutes", 30, "--dry-run")
     found = json.loads(run(*several, "--json").done().out)
     assert (found["networks"], found["seconds"]) == (3, None)

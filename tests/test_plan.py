@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.windows import Window
@@ -21,10 +22,12 @@ from satseg.learning.ground.chips import ChipReader
 from satseg.learning.ground.shares import chip_shares, class_areas
 from satseg.learning.ground.split import Ground
 from satseg.learning.ground.split_map import GAP, HELD, LEARNT, cells, class_cells, split_sheet, split_text
+from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNet, UNetConfig
 from satseg.learning.training.examples import shown_side
 from satseg.learning.training.plan import memory_bytes, percent, run_sampler
 from satseg.learning.training.recipe import build_learner
+from satseg.learning.training.step_time import step_seconds
 from satseg.pipeline import plan
 from satseg.run import RunConfig
 from tests.commands import files_under
@@ -210,6 +213,32 @@ def test_plan_is_public_as_train_is_and_every_public_name_is_there():
     assert satseg.plan is plan
     assert set(satseg.__all__) == set(satseg._HOMES)
     assert all(getattr(satseg, name).__name__ == name for name in satseg.__all__)
+
+
+def test_the_time_of_steps_is_that_of_one_times_their_number(tmp_path, monkeypatch):
+    data = [squares(tmp_path)]
+    monkeypatch.setattr("satseg.learning.training.plan.step_seconds", lambda *_, **__: 0.25)
+    assert plan(data, steps=480, **FAST).seconds == 120
+    assert "480 steps, about 2 minutes for the network, on cpu" in plan(data, steps=480, **FAST).to_text()
+    assert plan(data, minutes=1, **FAST).seconds is None
+
+
+def test_a_step_is_tried_as_often_as_batches_make_it_and_where_memory_allows(tmp_path, monkeypatch):
+    run = RunConfig.from_options({**FAST, "steps": 2, "accumulate": 3})
+    learner = build_learner(plan([squares(tmp_path)], config=run).prepared, run)
+    weights = [value.clone() for value in learner.network.state_dict().values()]
+    passes = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: passes.append(given[0].shape) if isinstance(module, Network) else None
+    )
+    assert step_seconds(learner, bands=2, memory=0) > 0
+    hook.remove()
+    assert passes == 6 * [(run.train.batch, 2, run.train.chip, run.train.chip)]
+    after = learner.network.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
+    assert step_seconds(learner, bands=2, memory=2**60) is None
+    monkeypatch.setattr("torch.rand", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    assert step_seconds(learner, bands=2, memory=0) is None
 
 
 def test_a_plan_refuses_what_training_refuses(tmp_path):

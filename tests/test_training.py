@@ -13,6 +13,7 @@ import torch
 import satseg
 from satseg.errors import BandError, InputError, LabelError, OutputError, UsageError
 from satseg.learning.card import FileHash
+from satseg.learning.ground.pairs import content_sha256
 from satseg.learning.training import feed
 from satseg.learning.training.curves import ThresholdCurve
 from satseg.learning.training.feed import Budget
@@ -105,17 +106,33 @@ def test_a_card_tells_its_data_from_all_others_by_content(tmp_path):
         assert [one.files for one in told.validation] == [(FileHash.of(held[0]),)]
         return told.sources
 
-    paths = {suffix: tmp_path / f"labels.{suffix}" for suffix in ("gpkg", "parquet", "shp")}
-    learnt[1].to_file(paths["gpkg"])
-    learnt[1].to_parquet(paths["parquet"])
-    learnt[1].iloc[::-1].to_file(paths["shp"])
-    found = {suffix: sources(path) for suffix, path in paths.items()}
-    assert found["gpkg"] == found["parquet"]
-    assert found["gpkg"][0].files == (FileHash.of(learnt[0]),)
-    assert found["gpkg"][0].labels_sha256 not in (None, found["shp"][0].labels_sha256)  # in another order
+    paths = {suffix: tmp_path / f"labels.{suffix}" for suffix in ("gpkg", "shp", "parquet")}
+    for suffix, path in paths.items():
+        learnt[1].to_parquet(path) if suffix == "parquet" else learnt[1].to_file(path)
+    found = [sources(path) for path in paths.values()]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0].files == (FileHash.of(learnt[0]),)
+    assert found[0][0].labels_sha256 == content_sha256(learnt[1], None)
     aoi = tmp_path / "aoi.gpkg"
     geopandas.GeoDataFrame(geometry=[shapely.box(*learnt[1].total_bounds)], crs=learnt[1].crs).to_file(aoi)
-    assert sources(paths["gpkg"], aoi)[0].labels_sha256 != found["gpkg"][0].labels_sha256
+    assert sources(paths["gpkg"], aoi)[0].labels_sha256 != found[0][0].labels_sha256
+
+
+def test_labels_differ_by_class_outline_order_and_crs(tmp_path):
+    _, labels = squares(tmp_path)
+    plain, nameless = ("+proj=tmerc +lon_0=10 +type=crs", "+proj=tmerc +lon_0=11 +type=crs")
+    others = [
+        labels, labels.iloc[::-1], labels.assign(class_name="a"), labels.iloc[1:],
+        labels.set_geometry(labels.translate(1e-3, 0)), labels.set_crs("EPSG:32634", allow_override=True),
+        labels.set_crs(plain, allow_override=True), labels.set_crs(nameless, allow_override=True),
+        labels.set_crs(None, allow_override=True),
+    ]  # fmt: skip
+    found = [content_sha256(one, None) for one in others]
+    assert len({*found}) == len(others)
+    turned = labels.set_geometry(shapely.reverse(labels.geometry.array))
+    assert content_sha256(turned, None) == content_sha256(labels.reset_index(drop=True), None) == found[0]
+    empty = labels.assign(geometry=[None, shapely.Polygon(), *labels.geometry[2:]])
+    assert content_sha256(empty, None) not in found
 
 
 def test_a_card_names_the_versions_that_made_it(finished):

@@ -287,10 +287,10 @@ def _bands(scene: Scene, seen: _Seen, count: int) -> Iterator[Suspicion]:
     if share >= BAND_SHARE:
         return
     own = {name: _valid_share(scene.select([name]), count) for name in scene.bands}
-    blame = {name: part for name, part in own.items() if part < BAND_SHARE * max(own.values())}
-    if blame:
-        part = min(blame.values())
-        said = f"{scene.name}: band {', '.join(blame)} has data on {part:.1%} of the ground"
+    most = max(own.values())
+    blame = {name: part for name, part in own.items() if part < BAND_SHARE * most}
+    for name, part in blame.items():
+        said = f"{scene.name}: band {name} has data on {part:.1%} of the ground and another on {most:.1%}"
         hint = "no band is used where one lacks: leave it out with --bands, or fill it"
         yield Suspicion("invalid-band", said, part, hint)
     if not blame and share < SCENE_SHARE:

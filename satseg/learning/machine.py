@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from satseg.errors import DependencyError, UsageError
 
 SAMPLE_SECONDS = 0.5
+MEMINFO = Path("/proc/meminfo")
 PROC_STAT = Path("/proc/stat")
 IDLE_FIELDS = (3, 4)
 """Columns "idle" and "iowait" of the first line of /proc/stat (proc(5))."""
@@ -127,6 +129,18 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_bytes(device: torch.device) -> float:
+    """Return the free memory of a GPU, else of this machine; endless where /proc tells nothing."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free)
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def busy_cores() -> float:

@@ -29,7 +29,7 @@ from satseg.imagery.mapping import Shift, relate
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import TilePlan, plan_tiles, round_up
 from satseg.learning.detection.engine import Working, member_looks
-from satseg.learning.machine import resident_bytes
+from satseg.learning.machine import free_bytes, resident_bytes
 from satseg.learning.networks.ensemble import Predictor
 from satseg.learning.networks.forward import ONE_VIEW, Wanted
 from satseg.learning.networks.model import Model
@@ -221,12 +221,6 @@ def automatic_batch(model: Predictor, plan: TilePlan, devices: Sequence[torch.de
     tile = height * width * views.largest * each
     room = min(free_bytes(device) for device in devices) * GPU_SHARE
     return int(min(max(1, room // tile), MOST_BATCH))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,7 +147,7 @@ def prepare(
     separated = object_classes(widths) if config.data.separate else ()
     if separated:
         grounds, validation = _changed(grounds, validation, partial(_with_cores, names=separated))
-    warnings = (*(text for scene in opened for text in scene.warnings), *odd)
+    warnings = (*(text for scene in opened for text in _without_folders(scene)), *odd)
     return Prepared(grounds, validation, classes, bands, gsd, normalization, separated, warnings)
 
 
@@ -179,6 +180,14 @@ def _suspicions(grounds: Sequence[Ground], *, seed: int) -> tuple[Suspicion, ...
     found = suspicions(data, seed=seed)
     refuse_hopeless(found, data)
     return found
+
+
+def _without_folders(scene: Scene) -> list[str]:
+    """What `scene` warns of, its files by their names alone: a card tells nothing of this machine."""
+    texts = [*scene.warnings]
+    for path in sorted(map(os.fspath, scene.paths), key=len, reverse=True):
+        texts = [text.replace(path, os.path.basename(path)) for text in texts]
+    return texts
 
 
 def _told(found: Iterable[Suspicion]) -> list[str]:
@@ -310,4 +319,4 @@ def _ground(
     spread = GSD_SPREAD if options.gsd is None else 1e-3
     if gsd is not None and scene.grid.crs is not None and abs(scene.grid.gsd_m() / gsd - 1) > spread:
         scene = scene.at_gsd(gsd)
-    return Ground(scene, layer, labels_sha256=pair.labels_sha256())
+    return Ground(scene, layer, labels_sha256=pair.labels_sha256)

@@ -10,14 +10,14 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import geopandas
 import numpy as np
 import shapely
 
-from satseg.crs import describe, parse_crs
+from satseg.crs import describe, to_pyproj
 from satseg.imagery.drivers import DEFAULT_DRIVERS
 from satseg.imagery.indexing import check_scene
 from satseg.imagery.labels import SINGLE_CLASS
@@ -39,20 +39,28 @@ LabelsLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A scene, its labels, and the outline inside which they are complete."""
+    """A scene, its labels, and the outline inside which they are complete; `labels_sha256` tells these from others."""
 
     scene: Scene
     labels: geopandas.GeoDataFrame
     aoi: shapely.Geometry | None = None
+    labels_sha256: str = field(init=False)
 
-    def labels_sha256(self) -> str:
-        """Return the SHA-256 of classes, outlines, CRS and area of interest, whatever file they came from."""
-        crs = self.labels.crs
-        digest = hashlib.sha256(("" if crs is None else describe(parse_crs(crs))).encode())
-        digest.update(json.dumps([str(name) for name in self.labels["class_name"]]).encode())
-        for outline in shapely.to_wkb([*self.labels.geometry, self.aoi], byte_order=1):
-            digest.update(outline or b"-")
-        return digest.hexdigest()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels_sha256", content_sha256(self.labels, self.aoi))
+
+
+def content_sha256(labels: geopandas.GeoDataFrame, aoi: shapely.Geometry | None) -> str:
+    """Return the SHA-256 of CRS, classes and outlines in their order, and of `aoi`.
+
+    It is the same from whatever format they were read, that turns rings another way or begins them elsewhere.
+    """
+    crs = None if labels.crs is None else to_pyproj(labels.crs)
+    name = describe(crs) if crs is None or crs.to_authority() else crs.to_wkt()
+    digest = hashlib.sha256(json.dumps([name, *map(str, labels["class_name"])]).encode())
+    for outline in shapely.to_wkb(shapely.normalize([*labels.geometry, aoi]), byte_order=1):
+        digest.update(outline or b"-")
+    return digest.hexdigest()
 
 
 def as_scene(scene: SceneLike, options: DataOptions) -> Scene:

@@ -26,6 +26,8 @@ either network: 0.48, 0.64, 0.70, 0.59 and 0.48, 0.65, 0.71, 0.69, with the best
 of Banepa, Jaccard 0.57 and 0.53, F1 0.25 and 0.28. Roofs of 7 m lie between at 18 pixels."""
 LEAST_COARSER, MOST_COARSER = 1.25, 3.0
 """A working GSD this much coarser than the scenes' is worth resampling; coarser than that it is never made."""
+
+
 def working_gsd(scenes: Sequence[Scene], layers: Sequence[LabelLayer], asked: float | None) -> float | None:
     """Working GSD in metres: the one asked for, else one that suits scenes and objects; None off the Earth."""
     placed = [scene.grid.gsd_m() for scene in scenes if scene.grid.crs is not None]
@@ -55,18 +57,18 @@ def working_gsd(scenes: Sequence[Scene], layers: Sequence[LabelLayer], asked: fl
 
 
 def unlike_resolutions(scenes: Sequence[Scene], gsd: float | None, *, asked: bool) -> Iterator[Suspicion]:
-    """Yield what is odd about working at `gsd`: scenes read far coarser than they are for one, or far finer."""
-    placed = {scene.name: scene.grid.gsd_m() for scene in scenes if scene.grid.crs is not None}
+    """Yield what is odd about working at `gsd`: one scene makes it far coarser than another is, or is far coarser."""
+    placed = sorted((scene.grid.gsd_m(), scene.name) for scene in scenes if scene.grid.crs is not None)
     if gsd is None or not placed:
         return
-    finest, coarsest = (choose(placed, key=placed.__getitem__) for choose in (min, max))
-    ratio = placed[coarsest] / (gsd if asked else placed[finest])
-    if ratio <= MOST_COARSER:
+    (fine, finest), (coarse, coarsest) = placed[0], placed[-1]
+    ratio = coarse / (gsd if asked else fine)
+    if ratio <= MOST_COARSER or (not asked and gsd > coarse * LEAST_COARSER):  # then the objects made it so coarse
         return
-    told = f"{coarsest} has pixels of {placed[coarsest]:.3g} m"
+    told = f"{coarsest} has pixels of {coarse:.3g} m"
     if asked:
         said, hint = f"{told} and is enlarged {ratio:.3g} times", "leave it out, or give a coarser --gsd"
     else:
-        said = f"{told}, and all is learnt at {gsd:.3g} m for it: {finest} has {placed[finest]:.3g} m"
+        said = f"{told}, and all is learnt at {gsd:.3g} m for it: {finest} has {fine:.3g} m"
         hint = "leave it out, or give --gsd"
     yield Suspicion("other-resolutions", said, ratio, hint)

@@ -128,7 +128,7 @@ def _card(cards: Sequence[ModelCard], digests: tuple[str, ...]) -> ModelCard:
     warnings = tuple(dict.fromkeys(text for card in cards for text in card.training.warnings))
     told = {
         "sources": learnt, "start_sources": before, "options": options, "mean_of": digests, "validation": (),
-        "warnings": warnings,
+        "warnings": warnings, "weights": None,
     }  # fmt: skip
     training = first.model_copy(update={**told, "steps": None, "seconds": None})
     update = {

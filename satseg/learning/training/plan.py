@@ -1,14 +1,13 @@
 """What a training would do, before it does: data, classes, split, network, memory.
 
-Nothing of it is measured on pixels: shares come from the polygons (`shares`), and what a step
-keeps for its gradients from a pass of the network over tensors that have a shape and no memory.
+Nothing of it is measured on pixels: shares come from the polygons (`shares`), what a step keeps for its gradients
+from a pass of the network over tensors that have a shape and no memory, and its time from noise (`step_time`).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,11 +22,12 @@ from satseg.learning.ground.sampling import ChipSampler
 from satseg.learning.ground.shares import chip_shares, class_areas
 from satseg.learning.ground.split import Ground
 from satseg.learning.ground.split_map import LEGEND, split_sheet, split_text
-from satseg.learning.machine import precision_for, resident_bytes
+from satseg.learning.machine import resident_bytes
 from satseg.learning.networks.network import Network
 from satseg.learning.training.feed import VALID_TILE_PX, most_steps, steps_of_a_pass
 from satseg.learning.training.learner import Learner
 from satseg.learning.training.ranks import given_ranks
+from satseg.learning.training.step_time import step_seconds
 from satseg.preview import encode_png
 from satseg.run import RunConfig
 from satseg.vector.styles import class_colors
@@ -97,7 +97,7 @@ class Plan:
     networks: int
     """That are learnt in turn, and answer as one."""
     seconds: float | None
-    """About what the steps take, where those are the budget; without reading, validation and what follows."""
+    """About what the network's steps take, where those are the budget."""
     warnings: tuple[str, ...]
     prepared: Prepared = field(repr=False, compare=False)
 
@@ -157,7 +157,7 @@ def plan_of(prepared: Prepared, learner: Learner, run: RunConfig, *, timed: bool
         host_bytes=resident_bytes() + cached + (kept if on_cpu else 0),
         device_bytes=kept,
         networks=network.learners,
-        seconds=train.steps * step_seconds(learner, bands=len(prepared.bands)) if train.steps and timed else None,
+        seconds=_seconds(learner, bands=len(prepared.bands), kept=kept) if timed else None,
         warnings=prepared.warnings,
         prepared=prepared,
     )
@@ -171,23 +171,11 @@ def run_sampler(grounds: Sequence[Ground], learner: Learner, *, size: int | None
     )
 
 
-def step_seconds(learner: Learner, *, bands: int) -> float:
-    """Seconds of one step of a copy of the network, the second of two, on chips of noise and without their reading."""
-    target, train = learner.target, learner.options
-    network = copy.deepcopy(learner.network).to(target).train()
-    mixed = precision_for(target, train.precision) != "32-true"
-    noise = torch.Generator().manual_seed(train.seed)
-    for _ in range(2):
-        began = time.perf_counter()
-        for _ in range(train.accumulate):
-            chips = torch.rand(train.batch, bands, train.chip, train.chip, generator=noise).to(target)
-            with torch.autocast(target.type, torch.bfloat16, enabled=mixed):
-                logits = network(chips.contiguous(memory_format=torch.channels_last))
-            logits.float().square().mean().backward()
-        if target.type == "cuda":
-            torch.cuda.synchronize(target)
-        seconds = time.perf_counter() - began
-    return seconds
+def _seconds(learner: Learner, *, bands: int, kept: int) -> float | None:
+    """What all steps take, where there are so many and memory for one; see `step_seconds`."""
+    steps = learner.options.steps
+    one = None if steps is None else step_seconds(learner, bands=bands, memory=kept)
+    return None if one is None or steps is None else steps * one
 
 
 def memory_bytes(network: Network, *, batch: int, bands: int, classes: int, chip: int) -> int:
@@ -315,12 +303,13 @@ def _cache_bytes(prepared: Prepared, room: int) -> int:
 def _facts(plan: Plan) -> list[str]:
     budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
     budget += f", {plan.most_steps:,} steps at most," if plan.most_steps is not None else ""
-    budget += f", about {_time(plan.seconds)}," if plan.seconds is not None else ""
+    budget += f", about {_time(plan.seconds)} for the network," if plan.seconds is not None else ""
     chips = plan.batch * plan.accumulate
     passes = max(1, round(plan.pass_steps))
     memory = f"about {_size(plan.host_bytes)}"
     if plan.device != "cpu":
         memory += f", and {_size(plan.device_bytes)} on {plan.device}"
+    beside = "" if plan.steps is None else "reading chips, validations, "
     resolution = "pixels as they are" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m"
     rows = [
         ("bands", f"{len(plan.bands)}: {', '.join(plan.bands)}"),
@@ -331,7 +320,7 @@ def _facts(plan: Plan) -> list[str]:
         ("loss", plan.loss),
         ("memory", memory),
         ("budget", f"{budget} on {plan.device}; {passes:,} step{'s' * (passes != 1)} see as much as the ground has"),
-        ("beside", "opening the data, the last validation and measuring the halo come on top of the budget"),
+        ("beside", f"{beside}opening the data, the last validation and measuring the halo"),
     ]
     return [*map(_scene_line, plan.scenes), *(f"{name:<11} {text}" for name, text in rows)]
 

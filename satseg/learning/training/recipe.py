@@ -107,9 +107,13 @@ def members_for(options: TrainOptions, device: torch.device, *, bands: int) -> i
 
 
 def finished_model(
-    learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome, start: Start | None = None
-) -> Model:
-    """Return the trained network with its card: what it needs, what it learnt from, how it scored."""
+    learner: Learner, prepared: Prepared, run: RunConfig, outcome: Outcome, start: Start | None = None,
+    weights: FileHash | None = None,
+) -> Model:  # fmt: skip
+    """Return the trained network with its card: what it needs, what it learnt from, how it scored.
+
+    `start` and `weights` are what the network began with.
+    """
     network: Network = learner.network.eval()
     scenes = [ground.scene for ground in prepared.grounds]
     scene = scenes[0]
@@ -121,7 +125,7 @@ def finished_model(
         sources=tuple(map(_source, prepared.grounds, tones(scenes, all_room(prepared.normalization)))),
         validation=tuple(map(_source, apart(prepared))),
         warnings=prepared.warnings,
-        weights=_weights_file(run.model.weights),
+        weights=weights,
         steps=outcome.steps,
         seconds=round(outcome.seconds, 1),
         seed=run.train.seed,
@@ -180,10 +184,6 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
         "validation_jaccard_at_0.05_to_0.95": dict(zip(learner.classes, learner.curve.told(), strict=True)),
         "skipped_batches": outcome.skipped,
     }
-
-
-def _weights_file(weights: str | None) -> FileHash | None:
-    return FileHash.of(weights) if weights is not None and names_file(weights) else None
 
 
 def _source(ground: Ground, found: Tone | None = None) -> TrainingSource:

@@ -43,7 +43,7 @@ def told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
             counts = pair.labels["class_name"].value_counts().sort_index()
             labels = ", ".join(f"{n} {name}" for name, n in counts.items())
             digests = [str(identity_of(path)["sha256"]) for path in pair.scene.paths if os.path.isfile(path)]
-            lines.append(f"# {role}: {files}; {labels}; sha256 {' '.join([*digests, pair.labels_sha256()])}")
+            lines.append(f"# {role}: {files}; {labels}; sha256 {' '.join([*digests, pair.labels_sha256])}")
     return "\n".join([*lines, ""])
 
 

@@ -39,7 +39,7 @@ from satseg.learning.networks.bundle import load_bundle
 from satseg.learning.networks.inflation import by_name, input_weights, mixed
 from satseg.learning.networks.network import Network
 from satseg.learning.networks.unet import UNetConfig
-from satseg.options import OF_ENCODERS, idle_options
+from satseg.options import OF_ENCODERS, idle_options, names_file
 from satseg.run import SECTIONS, RunConfig
 from satseg.specs import is_path
 
@@ -184,6 +184,12 @@ class Start:
             hint="leave options of the network out, to take those of the model",
             code="E-MOD-031",
         )
+
+
+def first_weights(run: RunConfig) -> FileHash | None:
+    """The file that an encoder's first weights come from; None without one, or where there is none by its name."""
+    weights = run.model.weights
+    return FileHash.of(weights) if weights is not None and names_file(weights) and Path(weights).is_file() else None
 
 
 def _with_those_of(known: Normalization, found: Normalization) -> Normalization:
