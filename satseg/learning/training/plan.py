@@ -309,7 +309,7 @@ def _facts(plan: Plan) -> list[str]:
     memory = f"about {_size(plan.host_bytes)}"
     if plan.device != "cpu":
         memory += f", and {_size(plan.device_bytes)} on {plan.device}"
-    beside = "" if plan.steps is None else "reading chips, validations, "
+    beside = f"opening the data, {'the last validation' if plan.steps is None else 'its chips, validations'}"
     resolution = "pixels as they are" if plan.gsd_m is None else f"{plan.gsd_m:.4g} m"
     rows = [
         ("bands", f"{len(plan.bands)}: {', '.join(plan.bands)}"),
@@ -320,7 +320,7 @@ def _facts(plan: Plan) -> list[str]:
         ("loss", plan.loss),
         ("memory", memory),
         ("budget", f"{budget} on {plan.device}; {passes:,} step{'s' * (passes != 1)} see as much as the ground has"),
-        ("beside", f"{beside}opening the data, the last validation and measuring the halo"),
+        ("beside", f"{beside} and measuring the halo take their time too"),
     ]
     return [*map(_scene_line, plan.scenes), *(f"{name:<11} {text}" for name, text in rows)]
 
@@ -381,4 +381,4 @@ def _size(count: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, math.ceil(seconds))} seconds"

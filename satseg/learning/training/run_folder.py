@@ -43,7 +43,8 @@ def told(pairs: Sequence[Pair], valid_pairs: Sequence[Pair]) -> str:
             counts = pair.labels["class_name"].value_counts().sort_index()
             labels = ", ".join(f"{n} {name}" for name, n in counts.items())
             digests = [str(identity_of(path)["sha256"]) for path in pair.scene.paths if os.path.isfile(path)]
-            lines.append(f"# {role}: {files}; {labels}; sha256 {' '.join([*digests, pair.labels_sha256])}")
+            sampled = f" {', '.join(digests)} of a sample of the files," if digests else ""
+            lines.append(f"# {role}: {files}; {labels}; sha256{sampled} {pair.labels_sha256} of the labels")
     return "\n".join([*lines, ""])
 
 
