@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 CORE_LEVEL = 0.5
 """Score from which on a pixel is of a core. Mean F1 of ten networks in Nairobi, Zanzibar and Las Vegas, which they had
 not learnt from: 0.55; at 0.3 0.57, for large roofs stay whole; in dense Banepa, learnt from, 0.45 and 0.28, for
-neighbours merge. Jaccards differ by 0.01 at most. Rejected: cores at 0.2 parted only where two of them reach 0.5 and 0.8
+neighbours merge. Jaccards differ by about 0.01. Rejected: cores at 0.2 parted only where two of them reach 0.5 and 0.8
 (0.56 and 0.43), or 0.7 (0.55 and 0.45)."""
 
 
