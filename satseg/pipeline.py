@@ -129,8 +129,8 @@ def plan(
 ) -> Plan:
     """Check all that `train` checks with the same arguments, and return what it would do.
 
-    Nothing is trained, and nothing written but ``split.png``, a picture of the split, in a `run_dir` that is given. For a
-    budget in steps, two are tried on noise to tell their time.
+    Nothing is trained, and nothing written but ``split.png``, a picture of the split, in a `run_dir` that is given.
+    For a budget in steps, two are tried on noise to tell their time.
 
     Raises
     ------
