@@ -20,11 +20,11 @@ them on half of the chips 0.54, 0.65, 0.54 and 0.55, 0.63, 0.54 (two seeds); on 
 this was of scenes as they are. Detection that brings scenes near (`imagery.levels`) takes over what the other sensor
 needs, and half of the chips is best: 0.56, 0.66 and 0.70 there, with all chips 0.57, 0.61 and 0.65; after ten minutes
 0.55 and 0.65 in Nairobi and Zanzibar, with all chips 0.53 and 0.63. Without zoom 0.53 and 0.64 after 4.5 minutes.
-With three CPU-minutes, scenes brought near and no change of colour at all, 0.58 and 0.55 in Nairobi (two seeds; 0.55
-and 0.53 with), 0.59 in Zanzibar (0.63), 0.53 in Las Vegas (0.62); with bands that change together alone 0.66 in
-Zanzibar, 0.44 in Las Vegas. One run each in Nairobi: shade 0.5 0.54, band_drop 0.2 0.55, cutmix 0.3 0.54, mixup 0.3
-0.55: nothing beyond noise, and all stay off; jpeg was not tried there. Nairobi's labels lie a few pixels off and lack
-large roofs, so that 0.02 there means little.
+With three CPU-minutes, scenes brought near and no change of colour at all, 0.58, 0.55 and 0.55 in Nairobi (one seed
+twice; 0.55 and 0.53 with), 0.59 in Zanzibar (0.63), 0.53 in Las Vegas (0.62); with bands that change together alone
+0.66 in Zanzibar, 0.44 in Las Vegas. One run each in Nairobi: shade 0.5 0.54, band_drop 0.2 0.55, cutmix 0.3 0.54,
+mixup 0.3 0.55: nothing beyond noise, and all stay off; jpeg was not tried there. Nairobi's labels lie a few pixels off
+and lack large roofs, so that 0.02 there means little.
 Sources: cutmix, Yun et al. 2019 (arXiv 1905.04899); mixup, Zhang et al. 2017 (arXiv 1710.09412).
 """
 
