@@ -22,7 +22,7 @@ import torch
 
 import satseg
 from benchmarks.grounds import data_folder
-from benchmarks.timing import Goal, Report, parse
+from benchmarks.timing import Goal, Report, over_seeds, parse
 from satseg.demo import DETECT_SEED, TRAIN_SEED
 from satseg.synthetic.scene import make_scene, write_scene
 
@@ -103,11 +103,6 @@ def compared(ground: Ground, seeds: Sequence[int], steps: int) -> Iterator[tuple
         yield name, few, many
 
 
-def told(scores: Sequence[float]) -> str:
-    """Mean over seeds, and each of them."""
-    return f"{np.mean(scores):.2f} ({' '.join(f'{score:.2f}' for score in scores)})"
-
-
 def main() -> None:
     """Measure and print."""
     options = parse(__doc__, steps={"type": int, "default": STEPS}, seeds={"default": SEEDS})
@@ -132,7 +127,7 @@ def main() -> None:
         for ground in grounds:
             for name, few, many in compared(ground, seeds, steps):
                 gain = float(np.mean(many) - np.mean(few))
-                report.rows.append((ground.name, name, told(few), told(many), f"{gain:+.2f}"))
+                report.rows.append((ground.name, name, over_seeds(few, 2), over_seeds(many, 2), f"{gain:+.2f}"))
                 if name in ("mean", "artificial_turf"):
                     report.goals.append(Goal(f"gain of {name}, {ground.name}", gain, 0.2 if name != "mean" else 0.02))
     report.publish(options, "bands")

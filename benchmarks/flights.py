@@ -24,7 +24,7 @@ from rasterio.windows import Window
 
 import satseg
 from benchmarks.grounds import Place, data_folder, has_vegas, las_vegas
-from benchmarks.timing import Goal, Report, parse
+from benchmarks.timing import Goal, Report, over_seeds, parse
 from benchmarks.trainings import BUILDING, labelled
 from satseg.learning.networks.model import Model
 
@@ -74,11 +74,6 @@ def scores(model: Model, place: Place, folder: Path) -> Iterator[tuple[int, int,
         yield side, count, case, counts.jaccard or 0.0, counts.f1 or 0.0
 
 
-def told(values: Sequence[float]) -> str:
-    """Mean over seeds, and each of them."""
-    return f"{np.mean(values):.3f} ({' '.join(f'{value:.3f}' for value in values)})"
-
-
 def main() -> None:
     """Measure and print."""
     options = parse(__doc__, steps={"type": int, "default": STEPS}, seeds={"default": SEEDS})
@@ -117,7 +112,7 @@ def add(report: Report, town: str, rounds: Sequence[Sequence[tuple[int, int, str
     for cases in zip(*rounds, strict=True):
         side, count, case = cases[0][:3]
         jaccards, f1s = ([one[at] for one in cases] for at in (3, 4))
-        report.rows.append((town, side or "-", count, case, told(jaccards), told(f1s)))
+        report.rows.append((town, side or "-", count, case, over_seeds(jaccards, 3), over_seeds(f1s, 3)))
         means[side, case] = float(np.mean(jaccards))
     for side in SIDES:
         ratio = means[side, TOGETHER] / max(means[side, APART], 1e-9)

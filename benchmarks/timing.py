@@ -218,6 +218,12 @@ def versions(packages: Sequence[str]) -> str:
     return ", ".join(found)
 
 
+def over_seeds(values: Sequence[float], digits: int) -> str:
+    """Return the mean over seeds, and each of them."""
+    each = " ".join(f"{value:.{digits}f}" for value in values)
+    return f"{statistics.fmean(values):.{digits}f} ({each})"
+
+
 def parse(description: str | None, **arguments: Mapping[str, object]) -> argparse.Namespace:
     """Return the command line: ``--quick``, ``--save``, and one ``--name`` per further argument."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
