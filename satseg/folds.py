@@ -147,6 +147,10 @@ def _ready(data: Sequence[LabelledPair], groups: Sequence[str | None] | None, ru
             "fit_rules in folds gives each model rules of its own, and models with other rules do not answer as one",
             hint="leave fit_rules out; satseg refit fits the rules of one model", code="E-TRN-028",
         )  # fmt: skip
+    if run.model.repeat:
+        raise UsageError(
+            "folds learn from other data than a model did", hint="repeat the training of one of them", code="E-TRN-032"
+        )
     if given_ranks().count > 1:
         raise UsageError("folds are not trained under torchrun or srun", hint="give --devices N", code="E-TRN-024")
     start = None if run.model.start is None else Start.load(run.model.start)

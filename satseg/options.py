@@ -74,6 +74,7 @@ class ModelOptions(BaseModel):
     arch: Literal[ZooArch, TernausArch] = "unet"
     weights: FileName | None = Field(None, description="of the encoder at first: a file, or a name such as imagenet")
     start: FileName | None = Field(None, description="model file to fine-tune; its options hold where none are given")
+    repeat: bool = Field(False, description="learn again what start learnt, from first weights; other data are refused")
     inflate: Literal["repeat", "wavelength"] | None = Field(
         None, description="how weights of other bands serve: in turn (weights without it), or of the nearest wavelength"
     )
@@ -97,7 +98,9 @@ class ModelOptions(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_network(self) -> ModelOptions:
-        if self.start and self.weights:
+        if self.repeat and not self.start:
+            raise ValueError("repeat says which model's training to repeat by start; give that too")
+        if self.start and self.weights and not self.repeat:
             raise ValueError("weights are of an encoder at the start, and start has all weights; give one of them")
         if self.encoder and self.arch in TERNAUS_ARCHS:
             raise ValueError(f"arch {self.arch!r} has an encoder of its own; leave encoder={self.encoder!r} out")
@@ -126,7 +129,7 @@ Kind: TypeAlias = Literal["unet", "smp", "ternausnet"]
 TERNAUS_ARCHS: tuple[str, ...] = get_args(TernausArch)
 OF_ENCODERS = {"arch", "weights", "freeze", "encoder_rate", "layer_decay"}
 """Options of `[model]` that mean nothing to the plain UNet."""
-OF_ALL = {"encoder", "start", "inflate"}
+OF_ALL = {"encoder", "start", "repeat", "inflate"}
 
 
 def idle_options(kind: str) -> list[str]:

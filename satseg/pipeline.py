@@ -36,6 +36,7 @@ from satseg.learning.networks.forward import Wanted
 from satseg.learning.networks.model import Model
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import check_devices, given_ranks
+from satseg.learning.training.repetition import repeated
 from satseg.learning.training.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
 from satseg.learning.training.start import Start, first_weights
 from satseg.ledger import Ledger
@@ -76,8 +77,8 @@ def train(
     config : RunConfig
         A run file's content; `options` override it by name: ``minutes=10``, ``field="class"``,
         ``classes=("building",)``, ``gsd=0.3``, ``seed=1`` (`satseg.options` lists them all).
-        ``start="model.safetensors"`` fine-tunes that model: its weights, and its options where none are given. To
-        repeat a training instead, give the ``run.toml`` of its folder: ``config=RunConfig.from_file(...)``.
+        ``start="model.safetensors"`` fine-tunes that model: its weights, and its options where none are given;
+        ``repeat=True`` with it takes the options alone and refuses data that it did not learn from.
     run_dir : path-like
         Checkpoints and logs; beside `output` when left out. Needed to `resume` a killed run.
 
@@ -357,16 +358,17 @@ def _ready_to_train(
     if run.train.folds is not None:
         raise UsageError(f"{run.train.folds} folds are trained by train_folds", code="E-TRN-027")
     start = None if run.model.start is None else Start.load(run.model.start)
-    if start is not None:
-        run = start.options(run)
+    run, known = (run, ()) if start is None else (start.options(run), start.card.indices)
     check_options(run)
-    known = () if start is None else start.card.indices
     pairs = open_pairs(data or run.data.scenes, run, known)
     valid_pairs = open_pairs(valid_data or run.data.valid_scenes, run, known)
     if output is not None:
         check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
-    place, note, weights = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs), first_weights(run)
+    weights = first_weights(run)
+    if start is not None and run.model.repeat:
+        run, start = repeated(run, start, pairs, valid_pairs, weights), None
+    place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
     for role, file in (("start", None if start is None else start.file), ("weights", weights)):
         note += "" if file is None else f"# {role}: {file.sha256}\n"
     if place is not None and given_ranks().leads:

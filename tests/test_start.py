@@ -14,6 +14,7 @@ from satseg.errors import ModelError, SatsegError, UsageError
 from satseg.learning.card import BandCard, FileHash
 from satseg.learning.networks.architectures import architecture_of
 from satseg.learning.networks.unet import UNet
+from satseg.learning.training import recipe
 from satseg.learning.training.start import Start, plane_names
 from satseg.run import RunConfig
 from tests.factories import write_tiff
@@ -22,6 +23,16 @@ from tests.worlds import squares
 FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 2, "rounds": 1, "precision": "fp32", "device": "cpu"}
 STILL = {"learning_rate": 1e-12, "steps": 1}
 """A training that moves nothing that shows."""
+OWN_LIST = """
+kind = "classes"
+title = "Mine"
+source = "made here"
+overlapping = true
+classes = [
+  { id = 7, name = "b", color = "#010203", min_area_m2 = 3.0, buffer_m = 0.5 },
+  { id = 4, name = "a", color = "#040506" },
+]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +71,7 @@ def test_training_starts_with_weights_normalisation_and_options_of_the_model(tra
 def test_a_class_list_of_the_users_own_is_told_by_name_and_known_from_the_model(trained, tmp_path):
     """The path means nothing on another machine, or once the file is gone."""
     spec, path = tmp_path / "mine.toml", tmp_path / "m.safetensors"
-    spec.write_text(
-        'kind = "classes"\ntitle = "Mine"\nsource = "made here"\noverlapping = true\nclasses = [\n'
-        '  { id = 7, name = "b", color = "#010203", min_area_m2 = 3.0, buffer_m = 0.5 },\n'
-        '  { id = 4, name = "a", color = "#040506" },\n]\n'
-    )
+    spec.write_text(OWN_LIST)
     model = satseg.train([trained[1]], class_spec=str(spec), field="class_name", steps=1, output=path, **FAST)
     assert model.card.training.options["data"]["class_spec"] == "mine.toml"
     spec.unlink()
@@ -107,6 +114,80 @@ def test_run_file_in_the_folder_of_a_run_repeats_it(trained, tmp_path):
     again = satseg.train([data], config=RunConfig.from_file(path.with_suffix(".run") / "run.toml"))
     old = satseg.load_model(path, device="cpu").network.state_dict()
     assert all(torch.equal(value, old[name]) for name, value in again.network.state_dict().items())
+
+
+def saved_again(path, data, tmp_path, **options):
+    satseg.train([data], start=path, repeat=True, output=tmp_path / "again.safetensors", **options)
+    return satseg.load_model(tmp_path / "again.safetensors", device="cpu").card
+
+
+def test_a_model_and_its_data_repeat_the_training(trained, tmp_path):
+    path, data = trained
+    old, again = satseg.load_model(path, device="cpu").card, saved_again(path, data, tmp_path)
+    assert again.weights_sha256 == old.weights_sha256 is not None
+    assert again.training.start is None
+    assert again.model_copy(update={"training": old.training}) == old
+    assert again.training.model_copy(update={"seconds": old.training.seconds, "options": {}}) == (
+        old.training.model_copy(update={"options": {}})
+    )
+    twice = saved_again(tmp_path / "again.safetensors", data, tmp_path, overwrite=True)
+    assert twice.weights_sha256 == old.weights_sha256
+    assert saved_again(path, data, tmp_path, overwrite=True, seed=6).weights_sha256 != old.weights_sha256
+
+
+def test_a_repetition_has_the_networks_that_were_chosen_by_the_budget(trained, tmp_path, monkeypatch):
+    _, data = trained
+    monkeypatch.setattr(recipe, "LEAST_STEPS", 2)
+    path = tmp_path / "m.safetensors"
+    satseg.train([data], output=path, steps=4, field="class_name", **FAST)
+    monkeypatch.undo()
+    old, again = satseg.load_model(path, device="cpu").card, saved_again(path, data, tmp_path)
+    assert old.architecture.name == "committee"
+    assert (again.architecture, again.weights_sha256) == (old.architecture, old.weights_sha256)
+
+
+def test_other_data_are_no_repetition(trained, tmp_path):
+    path, (scene, labels) = trained
+    moved = labels.set_geometry(labels.translate(0.1))
+    with pytest.raises(UsageError, match=r"the labels of number 1, .* are others") as caught:
+        satseg.train([(scene, moved)], start=path, repeat=True)
+    assert caught.value.code == "E-TRN-031"
+    with rasterio.open(scene) as there:
+        values, place = there.read(), {"transform": there.transform, "crs": there.crs}
+    values[0, 0, 0] += 1
+    other = write_tiff(tmp_path / "other.tif", values, **place)
+    for pairs, said in (
+        ([(other, labels)], "number 1 was .*, and other differs"),
+        ([(scene, labels)] * 2, "another scene: 1 of them there, 2 here"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            satseg.train(pairs, start=path, repeat=True)
+    with pytest.raises(UsageError, match="another scene for validation: 0 of them there, 1 here"):
+        satseg.train([(scene, labels)], valid_data=[(scene, labels)], start=path, repeat=True)
+
+
+def test_what_a_card_has_no_more_than_the_name_of_is_asked_for(trained, tmp_path):
+    spec, path = tmp_path / "mine.toml", tmp_path / "m.safetensors"
+    spec.write_text(OWN_LIST)
+    old = satseg.train([trained[1]], class_spec=str(spec), field="class_name", steps=1, output=path, **FAST)
+    with pytest.raises(UsageError, match=r"trained with class_spec 'mine.toml'.*give class_spec") as caught:
+        satseg.train([trained[1]], start=path, repeat=True)
+    assert caught.value.code == "E-TRN-030"
+    again = saved_again(path, trained[1], tmp_path, class_spec=str(spec))
+    assert again.classes == old.card.classes
+    assert again.weights_sha256 == satseg.load_model(path, device="cpu").card.weights_sha256
+
+
+def test_a_tuned_model_is_no_training_from_first_weights(trained, tmp_path):
+    path, data = trained
+    satseg.train([data], start=path, output=tmp_path / "tuned.safetensors", **STILL)
+    with pytest.raises(UsageError, match=r"tuned.safetensors is tuned from m.safetensors") as caught:
+        satseg.train([data], start=tmp_path / "tuned.safetensors", repeat=True)
+    assert caught.value.code == "E-TRN-029"
+    with pytest.raises(UsageError, match="give that too"):
+        satseg.train([data], repeat=True, steps=1)
+    with pytest.raises(UsageError, match="folds learn from other data"):
+        satseg.train_folds([data, data], start=path, repeat=True, folds=2, output=tmp_path / "f")
 
 
 def test_classes_known_by_name_keep_their_part_of_the_last_layer(trained, tmp_path, caplog):

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     "--from", "start", metavar="MODEL",
     help="Fine-tune this model: its weights, and its options where none are given.",
 )
+@click.option(
+    "--repeat", is_flag=True, default=None,
+    help="Repeat the training of the model --from instead: on the same data, by its options, from first weights.",
+)
 @click.option("--minutes", type=float, help="Budget in minutes (10 when neither this nor --steps is given).")
 @click.option("--steps", type=int, help="Budget in optimiser steps.")
 @click.option("--gsd", type=float, metavar="M", help="Working resolution in metres.")
@@ -83,7 +87,8 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
 
     Every option can stand in the run file; `--print-config` shows them all. `--dry-run` tells what a run would
     learn from and what it would take. The run's folder ends with a page, report.html; its run.toml, given as RUN.toml,
-    repeats the training. With --folds, scenes of one `group` in RUN.toml, or of one ground, stay together.
+    repeats the training, as --from MODEL --repeat does with the same data. With --folds, scenes of one `group` in
+    RUN.toml, or of one ground, stay together.
     """
     from satseg.run import RunConfig, placed
 

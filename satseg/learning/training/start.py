@@ -12,8 +12,7 @@ the same name keeps its filter, others take those of the nearest wavelength or t
 bands are those of the scene then, and what is new among them is measured. Rejected: doing so unasked, for a run with
 bands that the model never saw is better told so.
 
-Fine-tuning is no repetition: it begins where the model ended. To repeat a training, run the ``run.toml`` in its
-folder again; on one machine, with a budget in steps, it gives equal weights.
+Fine-tuning is no repetition, which `repetition` makes of the same card: it begins where the model ended.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Start:
         given: dict[str, Any] = {}
         for section in run.model_dump(exclude_unset=True).values():
             given |= section
-        known = _options_of(self.card)
+        known = _options_of(self.card, repeat=given.get("repeat", False))
         if "loss" in given:
             known["train"].pop("loss_params", None)  # they are of the other loss
         if "inflate" in given:
@@ -217,8 +216,11 @@ def _rows_by_name(new: Tensor, planes: Sequence[str], old: Tensor, known: Sequen
     return ours.reshape(new.shape)
 
 
-def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
-    """The options of the training of `card` as a run file's content, network, bands and resolution as they came out."""
+def _options_of(card: ModelCard, *, repeat: bool) -> dict[str, dict[str, Any]]:
+    """The options of the training of `card` as a run file's content, network, bands and resolution as they came out.
+
+    When it is to `repeat`, what it did with first weights is among them.
+    """
     content: dict[str, dict[str, Any]] = {}
     for section, kind in SECTIONS.items():
         told = card.training.options.get(section)
@@ -231,7 +233,7 @@ def _options_of(card: ModelCard) -> dict[str, dict[str, Any]]:
     for name in ("class_spec", "sensor"):
         if is_path(content["data"].get(name, "")):  # of another machine too: `known_classes` are of that list
             content["data"].pop(name)
-    for name in ("weights", "start", "freeze", "inflate"):  # of that training's own start
+    for name in ("start", *(() if repeat else ("weights", "freeze", "inflate"))):  # of that training's own start
         content["model"].pop(name, None)
     if card.architecture.name in ("smp", "ternausnet"):  # what an earlier version told of others
         for name in idle_options(card.architecture.name):
