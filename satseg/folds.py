@@ -102,7 +102,7 @@ def plan_folds(
     ready = _ready(data, groups, RunConfig.from_options(options, base=config))
     for fold in range(1, ready.dealt.folds + 1):
         learnt, held = ready.sides(fold)
-        plan(learnt, valid_data=held, config=ready.run_of(fold))
+        plan(learnt, valid_data=held, config=ready.run_of(fold), timed=False)
     return ready.dealt
 
 

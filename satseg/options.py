@@ -99,7 +99,7 @@ class ModelOptions(BaseModel):
     @model_validator(mode="after")
     def _of_one_network(self) -> ModelOptions:
         if self.repeat and not self.start:
-            raise ValueError("repeat says which model's training to repeat by start; give that too")
+            raise ValueError("repeat is of the training of a model; give that by start too (--from)")
         if self.start and self.weights and not self.repeat:
             raise ValueError("weights are of an encoder at the start, and start has all weights; give one of them")
         if self.encoder and self.arch in TERNAUS_ARCHS:

@@ -36,9 +36,9 @@ from satseg.learning.networks.forward import Wanted
 from satseg.learning.networks.model import Model
 from satseg.learning.training.losses import loss_of
 from satseg.learning.training.ranks import check_devices, given_ranks
-from satseg.learning.training.repetition import repeated
+from satseg.learning.training.repetition import check_same, repeated
 from satseg.learning.training.run_folder import SPLIT_PICTURE, check_run, run_folder, run_place, told
-from satseg.learning.training.start import Start, first_weights
+from satseg.learning.training.start import Start, weights_file
 from satseg.ledger import Ledger
 from satseg.options import LabelledScene
 from satseg.output import AtomicOutput, check_distinct, check_writable, os_errors_as_output_errors
@@ -126,12 +126,13 @@ def plan(
     run_dir: PathLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    timed: bool = True,
     **options: Any,
 ) -> Plan:
     """Check all that `train` checks with the same arguments, and return what it would do.
 
     Nothing is trained, and nothing written but ``split.png``, a picture of the split, in a `run_dir` that is given.
-    For a budget in steps, two are tried on noise to tell their time.
+    For a budget in steps, two are tried on noise to tell their time, when `timed`.
 
     Raises
     ------
@@ -145,7 +146,7 @@ def plan(
     from satseg.learning.training.plan import plan_of
     from satseg.learning.training.recipe import build_learner
 
-    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run, ready.start), ready.run, timed=True)
+    made = plan_of(ready.prepared, build_learner(ready.prepared, ready.run, ready.start), ready.run, timed=timed)
     if run_dir is not None:
         folder = Path(run_dir)
         with os_errors_as_output_errors(folder):
@@ -220,8 +221,7 @@ def detect(  # noqa: PLR0913  each is a file to make, or how
     Raises
     ------
     BandError, UsageError, OutputError
-        Before any inference, for what the model, options or outputs lack, and for an unfinished run
-        that had others.
+        Before any inference, for what the model, options or outputs lack, and for an unfinished run that had others.
     InputError
         The scene has no valid pixel, or turns out damaged.
     """
@@ -357,18 +357,17 @@ def _ready_to_train(
     """Open and check everything that training needs; nothing is written."""
     if run.train.folds is not None:
         raise UsageError(f"{run.train.folds} folds are trained by train_folds", code="E-TRN-027")
-    start = None if run.model.start is None else Start.load(run.model.start)
-    run, known = (run, ()) if start is None else (start.options(run), start.card.indices)
+    told_by = None if run.model.start is None else Start.load(run.model.start)
+    start, known = None if run.model.repeat else told_by, () if told_by is None else told_by.card.indices
+    if told_by is not None:
+        run = repeated(told_by, run) if start is None else told_by.options(run)
     check_options(run)
     pairs = open_pairs(data or run.data.scenes, run, known)
     valid_pairs = open_pairs(valid_data or run.data.valid_scenes, run, known)
     if output is not None:
         check_model_name(output)
         check_writable(output, overwrite=overwrite or resume)
-    weights = first_weights(run)
-    if start is not None and run.model.repeat:
-        run, start = repeated(run, start, pairs, valid_pairs, weights), None
-    place, note = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs)
+    place, note, weights = run_place(run_dir, output), run.to_toml() + told(pairs, valid_pairs), weights_file(run)
     for role, file in (("start", None if start is None else start.file), ("weights", weights)):
         note += "" if file is None else f"# {role}: {file.sha256}\n"
     if place is not None and given_ranks().leads:
@@ -376,6 +375,8 @@ def _ready_to_train(
     prepared = prepare(pairs, valid_pairs, run, () if start is None else start.known_classes)
     if start is not None:
         prepared = start.normalized(prepared, run.model.inflate)
+    elif told_by is not None:
+        check_same(told_by, prepared, weights)
     prepared = grounds.as_detected(prepared, run.data.normalize, start.sources(prepared) if start else ())
     return _Ready(run, prepared, place, note, start, weights)
 

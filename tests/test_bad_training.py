@@ -248,6 +248,7 @@ def test_large_objects_that_make_all_coarser_are_no_scene_that_does(tmp_path):
     labels = [satseg.open_scene(squares(tmp_path, name=name, gsd=gsd, x=x)[0]) for name, gsd, x in
               (("fine", 1.0, 5e5), ("coarse", 4.0, 5.1e5))]  # fmt: skip
     assert not [*unlike_resolutions(labels, 11.0, asked=False)]
+    assert not [*unlike_resolutions(labels, 5.0, asked=False)]
     assert [*unlike_resolutions(labels, 4.0, asked=False)]
 
 

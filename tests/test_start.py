@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.windows import Window
+from safetensors.torch import load_file, save_file
 
 import satseg
+from satseg.cli.main import main
 from satseg.errors import ModelError, SatsegError, UsageError
 from satseg.learning.card import BandCard, FileHash
 from satseg.learning.networks.architectures import architecture_of
@@ -23,6 +26,7 @@ from tests.worlds import squares
 FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 2, "rounds": 1, "precision": "fp32", "device": "cpu"}
 STILL = {"learning_rate": 1e-12, "steps": 1}
 """A training that moves nothing that shows."""
+ENCODER = {"chip": 32, "batch": 4, "rounds": 1, "precision": "fp32", "device": "cpu"}
 OWN_LIST = """
 kind = "classes"
 title = "Mine"
@@ -116,75 +120,157 @@ def test_run_file_in_the_folder_of_a_run_repeats_it(trained, tmp_path):
     assert all(torch.equal(value, old[name]) for name, value in again.network.state_dict().items())
 
 
-def saved_again(path, data, tmp_path, **options):
-    satseg.train([data], start=path, repeat=True, output=tmp_path / "again.safetensors", **options)
-    return satseg.load_model(tmp_path / "again.safetensors", device="cpu").card
-
-
-def test_a_model_and_its_data_repeat_the_training(trained, tmp_path):
-    path, data = trained
-    old, again = satseg.load_model(path, device="cpu").card, saved_again(path, data, tmp_path)
-    assert again.weights_sha256 == old.weights_sha256 is not None
-    assert again.training.start is None
-    assert again.model_copy(update={"training": old.training}) == old
-    assert again.training.model_copy(update={"seconds": old.training.seconds, "options": {}}) == (
-        old.training.model_copy(update={"options": {}})
-    )
-    twice = saved_again(tmp_path / "again.safetensors", data, tmp_path, overwrite=True)
-    assert twice.weights_sha256 == old.weights_sha256
-    assert saved_again(path, data, tmp_path, overwrite=True, seed=6).weights_sha256 != old.weights_sha256
-
-
-def test_a_repetition_has_the_networks_that_were_chosen_by_the_budget(trained, tmp_path, monkeypatch):
-    _, data = trained
-    monkeypatch.setattr(recipe, "LEAST_STEPS", 2)
+def repetition_of(tmp_path, data, *, before=None, **options):
+    """Cards of a training with `options` and of its repetition, given the options of `again` besides."""
+    again = options.pop("again", {})
     path = tmp_path / "m.safetensors"
-    satseg.train([data], output=path, steps=4, field="class_name", **FAST)
-    monkeypatch.undo()
-    old, again = satseg.load_model(path, device="cpu").card, saved_again(path, data, tmp_path)
+    how = {**FAST, "steps": 2, "seed": 5, "field": "class_name", **options}
+    satseg.train(data, output=path, **how)
+    if before is not None:
+        before()
+    satseg.train(data, start=path, repeat=True, output=tmp_path / "again.safetensors", **again)
+    return tuple(satseg.load_model(tmp_path / f"{name}.safetensors", device="cpu").card for name in ("m", "again"))
+
+
+def same_model(old, again):
+    """Whether the cards are equal but for the time it took, and for what was left to choose and now is told."""
+    for card in (old, again):
+        for name in ("members", "upsampling"):
+            card.training.options["model"].pop(name, None)
+    seconds = {"seconds": old.training.seconds}
+    return again.model_copy(update={"training": again.training.model_copy(update=seconds)}) == old
+
+
+def test_a_model_and_its_data_repeat_the_training(tmp_path):
+    data = squares(tmp_path)
+    old, again = repetition_of(tmp_path, [data])
+    assert same_model(old, again)
+    assert old.weights_sha256 is not None
+    satseg.train([data], start=tmp_path / "again.safetensors", repeat=True, output=tmp_path / "twice.safetensors")
+    assert same_model(old, satseg.load_model(tmp_path / "twice.safetensors", device="cpu").card)
+
+
+def test_a_repetition_has_the_networks_that_were_chosen_by_the_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "LEAST_STEPS", 2)
+    old, again = repetition_of(tmp_path, [squares(tmp_path)], steps=4, before=monkeypatch.undo)
     assert old.architecture.name == "committee"
-    assert (again.architecture, again.weights_sha256) == (old.architecture, old.weights_sha256)
+    assert same_model(old, again)
+
+
+def test_scenes_of_nearly_one_resolution_and_one_without_a_crs_are_repeated(tmp_path):
+    """Asked for, the working resolution would mean another thing than chosen."""
+    near = squares(tmp_path, name="near", gsd=1.04, x=510_000.0)
+    held = squares(tmp_path, name="held", x=600_000.0)
+    nowhere, labels = squares(tmp_path, name="nowhere", crs=None)
+    for data, valid in (([squares(tmp_path), near], [held]), ([squares(tmp_path), (nowhere, labels)], [])):
+        old, again = repetition_of(
+            tmp_path, data, valid_data=valid, overwrite=True, again={"valid_data": valid, "overwrite": True}
+        )
+        assert same_model(old, again)
+
+
+def test_bands_of_several_files_and_indices_are_repeated(tmp_path):
+    scene, labels = squares(tmp_path)
+    with rasterio.open(scene) as there:
+        values, place = there.read(), {"transform": there.transform, "crs": there.crs}
+    files = [
+        write_tiff(tmp_path / f"{name}.tif", band[None], descriptions=[name], **place)
+        for name, band in zip(("red", "nir", "pan"), (*values, values[0]), strict=True)
+    ]
+    old, again = repetition_of(tmp_path, [(files, labels)], bands=("nir", "red"), indices=("ndvi",))
+    assert old.band_names == ("nir", "red", "ndvi")
+    assert same_model(old, again)
+
+
+def test_first_weights_of_an_encoder_are_given_again(tmp_path, capsys):
+    pytest.importorskip("segmentation_models_pytorch")
+    data, weights = squares(tmp_path), tmp_path / "w.safetensors"
+    network = satseg.train([data], steps=1, encoder="resnet18", **ENCODER).network
+    save_file({name: value.contiguous() for name, value in network.encoder.state_dict().items()}, weights)
+    options = {**ENCODER, "encoder": "resnet18", "weights": str(weights), "freeze": 0.5, "width": 32, "depth": 4}
+    old, again = repetition_of(tmp_path, [data], again={"weights": str(weights)}, **options)
+    assert same_model(old, again)
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(UsageError, match=r"trained with model.weights 'w.safetensors'") as caught:
+        satseg.train([data], start=path, repeat=True)
+    assert caught.value.code == "E-TRN-030"
+    other = tmp_path / "other.safetensors"
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, other)
+    with pytest.raises(UsageError, match=r"were w.safetensors .*here are other.safetensors") as caught:
+        satseg.train([data], start=path, repeat=True, weights=str(other))
+    assert caught.value.code == "E-TRN-031"
+    assert main(["train", "--from", str(path), "--repeat", "--print-config", f'model.weights="{weights}"']) == 0
+    assert f'weights = "{weights}"' in capsys.readouterr().out
 
 
 def test_other_data_are_no_repetition(trained, tmp_path):
     path, (scene, labels) = trained
     moved = labels.set_geometry(labels.translate(0.1))
-    with pytest.raises(UsageError, match=r"the labels of number 1, .* are others") as caught:
-        satseg.train([(scene, moved)], start=path, repeat=True)
-    assert caught.value.code == "E-TRN-031"
     with rasterio.open(scene) as there:
         values, place = there.read(), {"transform": there.transform, "crs": there.crs}
     values[0, 0, 0] += 1
-    other = write_tiff(tmp_path / "other.tif", values, **place)
+    other, opened = write_tiff(tmp_path / "other.tif", values, **place), satseg.open_scene(scene)
+    cut = dataclasses.replace(opened, grid=opened.grid.crop(Window(0, 0, opened.grid.width - 8, opened.grid.height)))
     for pairs, said in (
-        ([(other, labels)], "number 1 was .*, and other differs"),
+        ([(scene, moved)], "the labels of number 1, .* are others"),
+        ([(other, labels)], "number 1 was .*, and other.tif here has other bytes"),
+        ([(cut, labels)], r"number 1 was .* in \(.*, here it is in \("),
         ([(scene, labels)] * 2, "another scene: 1 of them there, 2 here"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=said) as caught:
             satseg.train(pairs, start=path, repeat=True)
+        assert caught.value.code == "E-TRN-031"
+    with pytest.raises(UsageError, match="no training data"):
+        satseg.train(start=path, repeat=True)
+    held = squares(tmp_path, name="held", x=600_000.0)
     with pytest.raises(UsageError, match="another scene for validation: 0 of them there, 1 here"):
-        satseg.train([(scene, labels)], valid_data=[(scene, labels)], start=path, repeat=True)
+        satseg.train([(scene, labels)], valid_data=[held], start=path, repeat=True)
 
 
-def test_what_a_card_has_no_more_than_the_name_of_is_asked_for(trained, tmp_path):
-    spec, path = tmp_path / "mine.toml", tmp_path / "m.safetensors"
+def test_what_cannot_be_compared_or_is_another_option_is_told_of(trained, tmp_path, caplog):
+    path, data = trained
+    old = tmp_path / "old.safetensors"
+    model = satseg.load_model(path, device="cpu")
+    sources = tuple(one.model_copy(update={"labels_sha256": None}) for one in model.card.training.sources)
+    training = model.card.training.model_copy(update={"sources": sources})
+    dataclasses.replace(model, card=model.card.model_copy(update={"training": training})).save(old)
+    satseg.train([data], start=old, repeat=True)
+    assert "the card of old.safetensors is from before labels had a digest" in caplog.text
+    assert "no mere repetition" not in caplog.text
+    caplog.clear()
+    again = satseg.train([data], start=path, repeat=True, seed=6, batch=4)
+    assert "no mere repetition of the training of m.safetensors, for it had another train.seed=6\n" in caplog.text
+    assert again.card.training.seed == 6
+
+
+def test_what_a_card_has_no_more_than_the_name_of_is_asked_for(tmp_path):
+    spec, data = tmp_path / "mine.toml", squares(tmp_path)
     spec.write_text(OWN_LIST)
-    old = satseg.train([trained[1]], class_spec=str(spec), field="class_name", steps=1, output=path, **FAST)
-    with pytest.raises(UsageError, match=r"trained with class_spec 'mine.toml'.*give class_spec") as caught:
-        satseg.train([trained[1]], start=path, repeat=True)
+    old, again = repetition_of(tmp_path, [data], class_spec=str(spec), again={"class_spec": str(spec)})
+    assert same_model(old, again)
+    with pytest.raises(UsageError, match=r"trained with data.class_spec 'mine.toml'.*give data.class_spec") as caught:
+        satseg.train([data], start=tmp_path / "m.safetensors", repeat=True)
     assert caught.value.code == "E-TRN-030"
-    again = saved_again(path, trained[1], tmp_path, class_spec=str(spec))
-    assert again.classes == old.card.classes
-    assert again.weights_sha256 == satseg.load_model(path, device="cpu").card.weights_sha256
 
 
-def test_a_tuned_model_is_no_training_from_first_weights(trained, tmp_path):
+def test_a_repetition_is_resumed_and_takes_its_data_from_a_run_file(trained, tmp_path):
+    path, data = trained
+    run = RunConfig.from_file(path.with_suffix(".run") / "run.toml")
+    satseg.train([data], config=run, start=path, repeat=True, output=tmp_path / "again.safetensors")
+    satseg.train([data], config=run, start=path, repeat=True, output=tmp_path / "again.safetensors", resume=True)
+    again, old = (satseg.load_model(one, device="cpu").card for one in (tmp_path / "again.safetensors", path))
+    assert again.weights_sha256 == old.weights_sha256
+
+
+def test_a_model_that_did_not_begin_with_first_weights_is_not_repeated(trained, tmp_path):
     path, data = trained
     satseg.train([data], start=path, output=tmp_path / "tuned.safetensors", **STILL)
-    with pytest.raises(UsageError, match=r"tuned.safetensors is tuned from m.safetensors") as caught:
-        satseg.train([data], start=tmp_path / "tuned.safetensors", repeat=True)
-    assert caught.value.code == "E-TRN-029"
-    with pytest.raises(UsageError, match="give that too"):
+    satseg.average([path, path]).save(tmp_path / "mean.safetensors")
+    for name, said in (("tuned", "tuned.safetensors is tuned from m.safetensors"), ("mean", "is a mean of 2 models")):
+        with pytest.raises(UsageError, match=said) as caught:
+            satseg.train([data], start=tmp_path / f"{name}.safetensors", repeat=True)
+        assert caught.value.code == "E-TRN-029"
+    with pytest.raises(UsageError, match="give that by start too"):
         satseg.train([data], repeat=True, steps=1)
     with pytest.raises(UsageError, match="folds learn from other data"):
         satseg.train_folds([data, data], start=path, repeat=True, folds=2, output=tmp_path / "f")

@@ -107,6 +107,10 @@ def test_a_card_tells_its_data_from_all_others_by_content(tmp_path):
         return told.sources
 
     paths = {suffix: tmp_path / f"labels.{suffix}" for suffix in ("gpkg", "shp", "parquet")}
+    first, *others = learnt[1].geometry
+    parts = shapely.union(first, shapely.box(500_090, 4_999_870, 500_094, 4_999_876))
+    learnt = learnt[0], learnt[1].set_geometry([parts, *others], crs=learnt[1].crs)
+    assert {*learnt[1].geom_type} == {"Polygon", "MultiPolygon"}  # which a GeoPackage makes one of
     for suffix, path in paths.items():
         learnt[1].to_parquet(path) if suffix == "parquet" else learnt[1].to_file(path)
     found = [sources(path) for path in paths.values()]
@@ -131,6 +135,8 @@ def test_labels_differ_by_class_outline_order_and_crs(tmp_path):
     assert len({*found}) == len(others)
     turned = labels.set_geometry(shapely.reverse(labels.geometry.array))
     assert content_sha256(turned, None) == content_sha256(labels.reset_index(drop=True), None) == found[0]
+    several = labels.set_geometry([shapely.MultiPolygon([one]) for one in labels.geometry], crs=labels.crs)
+    assert content_sha256(several, None) == found[0]
     empty = labels.assign(geometry=[None, shapely.Polygon(), *labels.geometry[2:]])
     assert content_sha256(empty, None) not in found
 

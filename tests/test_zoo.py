@@ -325,17 +325,23 @@ class Bomb:
         return (pytest.fail, ("the file was run",))
 
 
-@pytest.mark.parametrize("content", [b"", b"junk" * 99, {"a": Bomb()}, {"a": 1}, [torch.zeros(2)], None])
+@pytest.mark.parametrize("content", [b"", b"junk" * 99, {"a": Bomb()}, {"a": 1}, [torch.zeros(2)]])
 @pytest.mark.parametrize("kind", [".pt", ".safetensors"])
 def test_a_file_that_is_no_weights_is_refused_and_not_run(tmp_path, content, kind):
     path = tmp_path / f"w{kind}"
     if isinstance(content, bytes):
         path.write_bytes(content)
-    elif content is not None:
+    else:
         torch.save(content, path)
     with pytest.raises(ModelError) as caught:
         net(encoder="resnet18", weights=str(path))
     assert caught.value.code == "E-MOD-020"
+
+
+def test_weights_of_a_file_that_is_not_there_are_missing_and_no_bad_input(tmp_path):
+    with pytest.raises(DependencyError, match="are no file") as caught:
+        net(encoder="resnet18", weights=str(tmp_path / "w.pt"))
+    assert (caught.value.code, caught.value.exit_code) == ("E-DEP-014", 6)
 
 
 @contextmanager
@@ -369,7 +375,7 @@ def test_published_weights_without_a_network_are_refused_at_once(monkeypatch, tm
     [
         ({"encoder": "resnet43"}, UsageError),
         ({"encoder": "resnet18", "weights": "imagnet"}, UsageError),
-        ({"encoder": "resnet18", "weights": "absent.pt"}, ModelError),
+        ({"encoder": "resnet18", "weights": "absent.pt"}, DependencyError),
         ({"encoder": "resnet18", "weights": "imagenet"}, DependencyError),
     ],
 )

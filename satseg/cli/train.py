@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -101,9 +102,13 @@ def command(ctx: click.Context, /, run_file: str | None, overrides: tuple[str, .
     call: dict[str, Any] = {key: given.pop(key) for key in keys}
     given["scenes"] = _labelled(given.pop("data")) or None
     given["valid_scenes"] = _labelled(given.pop("valid_data")) or None
-    given["start"] = given["start"] and placed(given["start"])
     given["registered"] = given.pop("register")
     given["allow_driver"] = given["allow_driver"] or None
+    start, repeat = given.pop("start"), given.pop("repeat")
+    if start is not None:  # before the overrides, some of which mean nothing without
+        overrides = (f"model.start={json.dumps(placed(start))}", *overrides)
+    if repeat:
+        overrides = ("model.repeat=true", *overrides)
     base = RunConfig.from_file(run_file, overrides) if run_file else RunConfig.from_overrides(overrides)
     config = RunConfig.from_options(given, base=base)
     if call.pop("print_config"):

@@ -130,7 +130,7 @@ class FileHash(_Part):
 class TrainingSource(_Part):
     """One pair of scene and labels: the scene's files, the labels' content, and the ground that it covers.
 
-    `labels_sha256` is of classes and outlines as they were given, whatever their file (`satseg.learning.ground.pairs`).
+    `labels_sha256` is of classes and outlines as they were given, not of their file (`satseg.learning.ground.pairs`).
     `bounds` (left, bottom, right, top) and `footprint` (a GeoJSON geometry) are in `crs`. `tone` is the mean of each
     band, in the order of the network's input, of `tone_px` pixels; empty where it is not known, or there are none.
     """

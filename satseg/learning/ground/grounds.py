@@ -8,25 +8,29 @@ training ground.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from satseg.classes import rules_among
+from satseg.crs import describe
 from satseg.errors import BandError, LabelError, UsageError
 from satseg.imagery.cores import core_layer, median_widths, object_classes
 from satseg.imagery.labels import LabelLayer
-from satseg.imagery.levels import all_near, all_room, levelled, measured, room_around, tones
+from satseg.imagery.levels import Tone, all_near, all_room, levelled, measured, room_around, tones
 from satseg.imagery.normalization import Normalization
 from satseg.imagery.scene import Scene
 from satseg.imagery.suspicions import Suspicion, refuse_hopeless, suspicions
-from satseg.learning.card import TrainingSource, normalize_of, tones_of
+from satseg.learning.card import FileHash, TrainingSource, normalize_of, tones_of
 from satseg.learning.ground.pairs import Pair
 from satseg.learning.ground.resolution import unlike_resolutions, working_gsd
 from satseg.learning.ground.split import Ground, bar_shared_ground, hold_out, refuse_leaks
@@ -72,6 +76,11 @@ class Prepared:
     """Classes whose objects are learnt apart, by cores."""
     warnings: tuple[str, ...] = ()
     """What looks wrong in the data."""
+
+    @property
+    def apart(self) -> tuple[Ground, ...]:
+        """Scenes that are only validated on; none where parts of the others are held."""
+        return () if self.validation is self.grounds else self.validation
 
     @property
     def levelled(self) -> bool:
@@ -172,6 +181,20 @@ def as_detected(prepared: Prepared, normalize: str | None, before: Sequence[Trai
         dataclasses.replace(one, scene=scene) for one, scene in zip(prepared.validation, held, strict=True)
     )
     return dataclasses.replace(prepared, validation=validation)
+
+
+def source_of(ground: Ground, found: Tone | None = None) -> TrainingSource:
+    """Return what a card tells of `ground`, and of its tone where that was `found`."""
+    grid = ground.scene.grid
+    return TrainingSource(
+        files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
+        labels_sha256=ground.labels_sha256,
+        crs=None if grid.crs is None else describe(grid.crs),
+        bounds=grid.bounds,
+        footprint=json.loads(shapely.to_geojson(grid.footprint())),
+        tone=() if found is None else found.means,
+        tone_px=0 if found is None else found.pixels,
+    )
 
 
 def _suspicions(grounds: Sequence[Ground], *, seed: int) -> tuple[Suspicion, ...]:

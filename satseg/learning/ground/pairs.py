@@ -10,7 +10,8 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import geopandas
@@ -37,28 +38,33 @@ SceneLike: TypeAlias = Scene | PathLike | Sequence[PathLike]
 LabelsLike: TypeAlias = "geopandas.GeoDataFrame | PathLike"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pair:
-    """A scene, its labels, and the outline inside which they are complete; `labels_sha256` tells these from others."""
+    """A scene, its labels, and the outline inside which they are complete."""
 
     scene: Scene
     labels: geopandas.GeoDataFrame
     aoi: shapely.Geometry | None = None
-    labels_sha256: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels_sha256", content_sha256(self.labels, self.aoi))
+    @cached_property
+    def labels_sha256(self) -> str:
+        """What tells these labels from others: `content_sha256` of them."""
+        return content_sha256(self.labels, self.aoi)
 
 
 def content_sha256(labels: geopandas.GeoDataFrame, aoi: shapely.Geometry | None) -> str:
     """Return the SHA-256 of CRS, classes and outlines in their order, and of `aoi`.
 
-    It is the same from whatever format they were read, that turns rings another way or begins them elsewhere.
+    It is the same from formats that turn rings another way, begin them elsewhere, or make all of them multipolygons;
+    not from one that keeps another order, as FlatGeobuf does, or another CRS, as GeoJSON mostly does.
     """
     crs = None if labels.crs is None else to_pyproj(labels.crs)
     name = describe(crs) if crs is None or crs.to_authority() else crs.to_wkt()
     digest = hashlib.sha256(json.dumps([name, *map(str, labels["class_name"])]).encode())
-    for outline in shapely.to_wkb(shapely.normalize([*labels.geometry, aoi]), byte_order=1):
+    outlines = np.array([*labels.geometry, aoi], dtype=object)
+    single = shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON
+    outlines[single] = shapely.multipolygons(outlines[single][:, None])
+    for outline in shapely.to_wkb(shapely.normalize(outlines), byte_order=1):
         digest.update(outline or b"-")
     return digest.hexdigest()
 

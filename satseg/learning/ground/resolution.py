@@ -26,6 +26,8 @@ either network: 0.48, 0.64, 0.70, 0.59 and 0.48, 0.65, 0.71, 0.69, with the best
 of Banepa, Jaccard 0.57 and 0.53, F1 0.25 and 0.28. Roofs of 7 m lie between at 18 pixels."""
 LEAST_COARSER, MOST_COARSER = 1.25, 3.0
 """A working GSD this much coarser than the scenes' is worth resampling; coarser than that it is never made."""
+ROUNDED = 1.05
+"""More than a GSD of two digits lies above what it is rounded from."""
 
 
 def working_gsd(scenes: Sequence[Scene], layers: Sequence[LabelLayer], asked: float | None) -> float | None:
@@ -63,7 +65,7 @@ def unlike_resolutions(scenes: Sequence[Scene], gsd: float | None, *, asked: boo
         return
     (fine, finest), (coarse, coarsest) = placed[0], placed[-1]
     ratio = coarse / (gsd if asked else fine)
-    if ratio <= MOST_COARSER or (not asked and gsd > coarse * LEAST_COARSER):  # then the objects made it so coarse
+    if ratio <= MOST_COARSER or (not asked and gsd > coarse * ROUNDED):  # then the objects made it so coarse
         return
     told = f"{coarsest} has pixels of {coarse:.3g} m"
     if asked:

@@ -63,17 +63,16 @@ def find_weights(weights: str, encoder: str, published: Mapping[str, Mapping[str
 
     Raises
     ------
-    ModelError
-        There is no such file (E-MOD-020).
     UsageError
         No weights of that name are published (E-USE-057).
     DependencyError
-        They are not in the cache, and the network does not answer (E-DEP-012) or fails (E-DEP-013).
+        There is no such file (E-DEP-014); they are not in the cache, and the network does not answer (E-DEP-012) or
+        fails (E-DEP-013).
     """
     if names_file(weights):
         path = Path(weights)
         if not path.is_file():
-            raise ModelError(f"weights {path} are no file", hint="give another path", code="E-MOD-020", path=path)
+            raise DependencyError(f"weights {path} are no file", hint="give another path", code="E-DEP-014", path=path)
         return path
     source = published.get(weights, {})
     if not {"repo_id", "revision"} <= set(source):

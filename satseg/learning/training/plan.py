@@ -229,12 +229,7 @@ def percent(share: float) -> str:
 
 def _scene_plans(prepared: Prepared) -> tuple[ScenePlan, ...]:
     plans = [_scene_plan(ground, "training") for ground in prepared.grounds]
-    return (*plans, *(_scene_plan(ground, "validation") for ground in apart(prepared)))
-
-
-def apart(prepared: Prepared) -> tuple[Ground, ...]:
-    """Scenes that are only validated on; none where parts of the others are held."""
-    return () if prepared.validation is prepared.grounds else prepared.validation
+    return (*plans, *(_scene_plan(ground, "validation") for ground in prepared.apart))
 
 
 def _scene_plan(ground: Ground, role: str) -> ScenePlan:
@@ -261,7 +256,7 @@ def _class_plans(prepared: Prepared, sampler: ChipSampler) -> tuple[ClassPlan, .
     labelled = sum(area for area, _, _ in whole) or 1.0
     areas, held = (np.sum([of_class for _, of_class, _ in part], axis=0) for part in (whole, other))
     features, held_features = (np.sum([counts for _, _, counts in part], axis=0) for part in (whole, other))
-    total = areas + held if apart(prepared) else areas
+    total = areas + held if prepared.apart else areas
     chips = chip_shares(prepared.grounds, sampler)
     colors = class_colors(names, {item.name: item.color for item in prepared.classes if item.color})
     return tuple(
@@ -370,7 +365,7 @@ def _class_table(classes: Sequence[ClassPlan]) -> list[str]:
 def _maps(plan: Plan) -> list[str]:
     lines = [LEGEND]
     drawn = [(ground, False) for ground in plan.prepared.grounds]
-    drawn += [(ground, True) for ground in apart(plan.prepared)]
+    drawn += [(ground, True) for ground in plan.prepared.apart]
     for ground, validation in drawn:
         lines += ["", ground.scene.name, split_text(ground, validation=validation)]
     return lines

@@ -6,23 +6,19 @@ rests on is said in the modules that implement it.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import shapely
 import torch
 
-from satseg.crs import describe
 from satseg.errors import UsageError
-from satseg.imagery.levels import Tone, all_room, tones
+from satseg.imagery.levels import all_room, tones
 from satseg.imagery.scene import Scene
 from satseg.imagery.tiling import round_up
-from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training, TrainingSource
-from satseg.learning.ground.grounds import Prepared
-from satseg.learning.ground.split import Ground
+from satseg.learning.card import BandCard, FileHash, IndexCard, ModelCard, Training
+from satseg.learning.ground.grounds import Prepared, source_of
 from satseg.learning.machine import resolve_device
 from satseg.learning.networks.architectures import architecture_of, library_versions, new_network
 from satseg.learning.networks.bundle import current_versions
@@ -32,7 +28,6 @@ from satseg.learning.networks.network import Network
 from satseg.learning.training.augment import step_generator
 from satseg.learning.training.feed import LEAST_STEPS
 from satseg.learning.training.learner import Learner, Outcome
-from satseg.learning.training.plan import apart
 from satseg.learning.training.start import Start, plane_names
 from satseg.options import TrainOptions, names_file
 from satseg.run import RunConfig
@@ -122,8 +117,8 @@ def finished_model(
         for item, threshold in zip(prepared.classes, outcome.thresholds, strict=True)
     )
     training = Training(
-        sources=tuple(map(_source, prepared.grounds, tones(scenes, all_room(prepared.normalization)))),
-        validation=tuple(map(_source, apart(prepared))),
+        sources=tuple(map(source_of, prepared.grounds, tones(scenes, all_room(prepared.normalization)))),
+        validation=tuple(map(source_of, prepared.apart)),
         warnings=prepared.warnings,
         weights=weights,
         steps=outcome.steps,
@@ -184,19 +179,6 @@ def _scores(learner: Learner, outcome: Outcome) -> dict[str, object]:
         "validation_jaccard_at_0.05_to_0.95": dict(zip(learner.classes, learner.curve.told(), strict=True)),
         "skipped_batches": outcome.skipped,
     }
-
-
-def _source(ground: Ground, found: Tone | None = None) -> TrainingSource:
-    grid = ground.scene.grid
-    return TrainingSource(
-        files=tuple(FileHash.of(path) for path in ground.scene.paths if Path(path).is_file()),
-        labels_sha256=ground.labels_sha256,
-        crs=None if grid.crs is None else describe(grid.crs),
-        bounds=grid.bounds,
-        footprint=json.loads(shapely.to_geojson(grid.footprint())),
-        tone=() if found is None else found.means,
-        tone_px=0 if found is None else found.pixels,
-    )
 
 
 def _band_cards(names: Sequence[str], given: str | None, scene: Scene) -> tuple[BandCard, ...]:

@@ -1,88 +1,128 @@
 """A training repeated from the card of its model (`[model] repeat`, ``--from MODEL --repeat``).
 
-The card has every option and the content of the data, so that the model file and the data are enough: the same network
-is drawn from the same seed, and learns the same chips. On one machine with a budget in steps that gives equal weights;
-a budget in minutes ends at another step. Options that are given come first, such as another seed. Data are told again,
-for a card names no folders, and must be those learnt from, in their order: what has other labels is another training.
-Rejected: the weights compared in the end, which says that something differs when all is done.
+The card has the options as they were given, the seed, and the content of the data, so that the same network is drawn
+and learns the same chips. On one machine with a budget in steps that gives equal weights; a budget in minutes ends at
+another step. Options that are given come first, such as another seed, and are told of. A card names no folders: scenes,
+labels and files of the user's own are given again, and are refused where they are not those learnt from, in their
+order. What cannot be compared is told of: files that are not on this disk, what a VRT names, and labels of cards from
+before these had a digest. Rejected: the weights compared in the end, which tells that something differs when all is
+done.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 from satseg.errors import UsageError
 from satseg.learning.card import FileHash, ModelCard, TrainingSource
-from satseg.learning.ground.pairs import Pair
+from satseg.learning.ground.grounds import Prepared, source_of
 from satseg.learning.training.start import Start
 from satseg.options import names_file
 from satseg.run import RunConfig
 from satseg.specs import is_path
 
+log = logging.getLogger(__name__)
 
-def repeated(
-    run: RunConfig, start: Start, pairs: Sequence[Pair], valid_pairs: Sequence[Pair], weights: FileHash | None
-) -> RunConfig:
-    """Return `run`, which has the options of `start`, as a training from first weights.
+AGAIN = {("data", "scenes"), ("data", "valid_scenes"), ("model", "start"), ("model", "repeat")}
+"""Options that are given again, for a card names no folders, or that say what is repeated."""
 
-    Parameters
-    ----------
-    weights : FileHash or None
-        The file of an encoder's first weights.
+
+def repeated(start: Start, run: RunConfig) -> RunConfig:
+    """Return `run` with the options of the training of `start`, from first weights.
+
+    Options that are given and are others are told of.
 
     Raises
     ------
     UsageError
-        The model was tuned from another or is a mean of several (E-TRN-029), a file that its training read is not told
-        (E-TRN-030), or the data or first weights are others (E-TRN-031).
+        The model was tuned from another or is a mean of several (E-TRN-029), or a file that its training read is not
+        given (E-TRN-030).
     """
     training, name = start.card.training, start.file.name
-    if training.start is not None or training.mean_of:
-        made = "a mean of models" if training.start is None else f"tuned from {training.start.name}"
+    if training.mean_of:
+        hint = "repeat the training of one of them"
+        raise UsageError(f"{name} is a mean of {len(training.mean_of)} models", hint=hint, code="E-TRN-029")
+    if training.start is not None:
         raise UsageError(
-            f"{name} is {made}, and only a training from first weights is repeated",
+            f"{name} is tuned from {training.start.name}, and only a training from first weights is repeated",
             hint="run the run.toml in its folder again", code="E-TRN-029",
         )  # fmt: skip
-    for option, file in _files(start.card).items():
-        if getattr(run.model if option == "weights" else run.data, option) is None:
+    given, files = run.model_dump(exclude_unset=True), _files(start.card)
+    for section, option, file in files:
+        if given.get(section, {}).get(option) is None:
             raise UsageError(
-                f"{name} was trained with {option} {file!r}, of which its card has no more than the name",
-                hint=f"give {option} with the path of that file", code="E-TRN-030",
+                f"{name} was trained with {section}.{option} {file!r}, of which its card has no more than the name",
+                hint=f"give {section}.{option} with the path of that file", code="E-TRN-030",
             )  # fmt: skip
-    _check_same(name, "scene", training.sources, pairs)
-    _check_same(name, "scene for validation", training.validation, valid_pairs)
+    known, merged = start.known(run), start.options(run)
+    before, after = known.model_dump(), merged.model_dump()
+    same = {*AGAIN, *((section, option) for section, option, _ in files)}
+    changed = [
+        f"{section}.{option}={value!r}"
+        for section, options in after.items()
+        for option, value in options.items()
+        if (section, option) not in same and value not in (None, before[section][option])
+    ]
+    if changed:
+        log.warning("no mere repetition of the training of %s, for it had another %s", name, ", ".join(changed))
+    return merged.model_copy(update={"model": merged.model.model_copy(update={"start": None, "repeat": False})})
+
+
+def check_same(start: Start, prepared: Prepared, weights: FileHash | None) -> None:
+    """Raise UsageError (E-TRN-031) where data or an encoder's first weights are not those that `start` learnt from.
+
+    What cannot be compared is told of.
+    """
+    card, name = start.card, start.file.name
+    training, resampled = card.training, prepared.gsd_m != card.gsd_m
+    sides = [("scene", training.sources, prepared.grounds)]
+    if all(source.labels_sha256 is not None for source in training.sources):
+        sides.append(("scene for validation", training.validation, prepared.apart))
+    else:
+        log.warning("the card of %s is from before labels had a digest: its scenes alone are compared", name)
+    for role, there, grounds in sides:
+        fault = _other_data(there, [*map(source_of, grounds)], resampled=resampled)
+        if fault is not None:
+            raise UsageError(
+                f"{name} learnt from another {role}: {fault}",
+                hint="give the same data in the same order, or leave repeat out to fine-tune", code="E-TRN-031",
+            )  # fmt: skip
+    paths = [path for ground in prepared.grounds for path in ground.scene.paths]
+    untold = [path for path in paths if not Path(path).is_file() or path.lower().endswith(".vrt")]
+    if untold:
+        log.warning("whether %s has the pixels that %s learnt from cannot be told", ", ".join(untold), name)
     if training.weights is not None and (weights is None or weights.sha256 != training.weights.sha256):
-        raise UsageError(f"first weights are not those of {name}", code="E-TRN-031")
-    return run.model_copy(update={"model": run.model.model_copy(update={"start": None, "repeat": False})})
-
-
-def _files(card: ModelCard) -> dict[str, str]:
-    """Options of the training that were files of the user's own, by the names that the card has of them."""
-    model = card.training.options.get("model")
-    told = {name: card.told(name) for name in ("class_spec", "sensor")}
-    files = {name: Path(value).name for name, value in told.items() if isinstance(value, str) and is_path(value)}
-    weights = model.get("weights") if isinstance(model, dict) else None
-    return files | ({"weights": weights} if isinstance(weights, str) and names_file(weights) else {})
-
-
-def _check_same(name: str, role: str, learnt: Sequence[TrainingSource], pairs: Sequence[Pair]) -> None:
-    """Raise UsageError (E-TRN-031) where `pairs` are not what the model called `name` learnt from."""
-    for place, (source, pair) in enumerate(zip_longest(learnt, pairs), 1):
-        if source is None or pair is None:
-            fault = f"{len(learnt)} of them there, {len(pairs)} here"
-        elif tuple(_digests(pair)) != tuple(file.sha256 for file in source.files):
-            fault = f"number {place} was {', '.join(file.name for file in source.files)}, and {pair.scene.name} differs"
-        elif source.labels_sha256 not in (None, pair.labels_sha256):
-            fault = f"the labels of number {place}, {pair.scene.name}, are others, or read by another field"
-        else:
-            continue
+        files = training.weights, weights
+        first, here = ("none" if one is None else f"{one.name} (SHA-256 {one.sha256[:12]})" for one in files)
         raise UsageError(
-            f"{name} learnt from another {role}: {fault}",
-            hint="give the same data in the same order, or fine-tune without repeat", code="E-TRN-031",
+            f"the first weights of {name} were {first}, and here are {here}",
+            hint="give model.weights with the path of that file", code="E-TRN-031",
         )  # fmt: skip
 
 
-def _digests(pair: Pair) -> list[str]:
-    return [FileHash.of(path).sha256 for path in pair.scene.paths if Path(path).is_file()]
+def _other_data(there: Sequence[TrainingSource], here: Sequence[TrainingSource], *, resampled: bool) -> str | None:
+    """What tells sources from each other, in order; None where nothing does."""
+    if len(there) != len(here):
+        return f"{len(there)} of them there, {len(here)} here"
+    for place, (one, other) in enumerate(zip(there, here, strict=True), 1):
+        was, now = (", ".join(file.name for file in source.files) or "no file" for source in (one, other))
+        if [file.sha256 for file in one.files] != [file.sha256 for file in other.files]:
+            return f"number {place} was {was}, and {now} here has other bytes"
+        if one.crs != other.crs or (one.bounds != other.bounds and not resampled):
+            return f"number {place} was {was} in {one.bounds} of {one.crs}, here it is in {other.bounds} of {other.crs}"
+        if one.labels_sha256 not in (None, other.labels_sha256):
+            return f"the labels of number {place}, {now}, are others, in another order, or read by another field"
+    return None
+
+
+def _files(card: ModelCard) -> list[tuple[str, str, str]]:
+    """Section and name of options of the training that were files of the user's own, and those files' names."""
+    found = []
+    for section, option in (("data", "class_spec"), ("data", "sensor"), ("model", "weights")):
+        options = card.training.options.get(section)
+        told = options.get(option) if isinstance(options, dict) else None
+        if isinstance(told, str) and (names_file(told) if option == "weights" else is_path(told)):
+            found.append((section, option, Path(told).name))
+    return found

@@ -20,7 +20,6 @@ from satseg.learning.training.history import History, read_history
 from satseg.learning.training.learner import Learner, Outcome
 from satseg.learning.training.plan import (
     Plan,
-    apart,
     class_rows,
     hard_text,
     network_text,
@@ -222,7 +221,7 @@ def _chip(example: Example) -> str:
 
 
 def _maps(prepared: Prepared, colors: Mapping[str, str]) -> list[str]:
-    drawn = [(ground, False) for ground in prepared.grounds] + [(ground, True) for ground in apart(prepared)]
+    drawn = [(ground, False) for ground in prepared.grounds] + [(ground, True) for ground in prepared.apart]
     return [
         _figure(
             f'<div class="map">{_img("split", split_picture(g, colors, side=MAP_SIDE_PX, validation=v))}</div>',

@@ -64,21 +64,26 @@ class Start:
 
     def options(self, run: RunConfig) -> RunConfig:
         """`run`, and where it is not told, what the model's training was told; raises as `RunConfig.from_options`."""
-        given: dict[str, Any] = {}
-        for section in run.model_dump(exclude_unset=True).values():
-            given |= section
-        known = _options_of(self.card, repeat=given.get("repeat", False))
-        if "loss" in given:
-            known["train"].pop("loss_params", None)  # they are of the other loss
-        if "inflate" in given:
-            known["data"].pop("bands")
-        merged = RunConfig.from_options(given, base=RunConfig.from_overrides((), known))
-        idle = sorted(OF_ENCODERS & given.keys()) if merged.model.kind == "unet" else []
-        if idle:
+        given = _given(run)
+        merged = RunConfig.from_options(given, base=self.known(run))
+        fields = type(run.model).model_fields
+        idle = [name for name in sorted(OF_ENCODERS & given.keys()) if given[name] != fields[name].default]
+        if idle and merged.model.kind == "unet":
             raise UsageError(
                 f"{', '.join(idle)}: for encoders alone, and {self.file.name} is a plain UNet", code="E-USE-059"
             )
         return merged
+
+    def known(self, run: RunConfig) -> RunConfig:
+        """What the model's training was told, but for what has no meaning beside the options of `run`."""
+        given, known = _given(run), _options_of(self.card, repeat=run.model.repeat)
+        if "loss" in given:
+            known["train"].pop("loss_params", None)  # they are of the other loss
+        if "inflate" in given:
+            known["data"].pop("bands", None)
+        if run.model.repeat:
+            known["model"] |= {"start": run.model.start, "repeat": True}
+        return RunConfig.from_overrides((), known)
 
     @property
     def own_list(self) -> str | None:
@@ -185,7 +190,7 @@ class Start:
         )
 
 
-def first_weights(run: RunConfig) -> FileHash | None:
+def weights_file(run: RunConfig) -> FileHash | None:
     """The file that an encoder's first weights come from; None without one, or where there is none by its name."""
     weights = run.model.weights
     return FileHash.of(weights) if weights is not None and names_file(weights) and Path(weights).is_file() else None
@@ -216,10 +221,15 @@ def _rows_by_name(new: Tensor, planes: Sequence[str], old: Tensor, known: Sequen
     return ours.reshape(new.shape)
 
 
+def _given(run: RunConfig) -> dict[str, Any]:
+    """The options that `run` was told, by name."""
+    return {name: value for options in run.model_dump(exclude_unset=True).values() for name, value in options.items()}
+
+
 def _options_of(card: ModelCard, *, repeat: bool) -> dict[str, dict[str, Any]]:
     """The options of the training of `card` as a run file's content, network, bands and resolution as they came out.
 
-    When it is to `repeat`, what it did with first weights is among them.
+    To `repeat` it, bands and resolution are as they were asked for, and what was done with first weights is among them.
     """
     content: dict[str, dict[str, Any]] = {}
     for section, kind in SECTIONS.items():
@@ -235,6 +245,8 @@ def _options_of(card: ModelCard, *, repeat: bool) -> dict[str, dict[str, Any]]:
             content["data"].pop(name)
     for name in ("start", *(() if repeat else ("weights", "freeze", "inflate"))):  # of that training's own start
         content["model"].pop(name, None)
+    if names_file(content["model"].get("weights", "")):
+        content["model"].pop("weights")
     if card.architecture.name in ("smp", "ternausnet"):  # what an earlier version told of others
         for name in idle_options(card.architecture.name):
             content["model"].pop(name, None)
@@ -242,6 +254,8 @@ def _options_of(card: ModelCard, *, repeat: bool) -> dict[str, dict[str, Any]]:
     if card.architecture.name == "unet":  # what an earlier card does not name was as the configuration's default has it
         network = asdict(UNetConfig(**network)) | {"members": 1}
     content["model"] |= {name: v for name, v in network.items() if name in SECTIONS["model"].model_fields}
+    if repeat:
+        return content
     content["data"]["bands"] = card.band_names
     content["data"]["indices"] = tuple(index.item.name for index in card.indices)
     if card.gsd_m is not None:
