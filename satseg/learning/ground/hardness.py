@@ -14,8 +14,8 @@ changed counts for its own cell with all it shows.
 
 It is off by default, for what it gave was within noise (`benchmarks.accuracy`, Jaccards without and with `hard` 0.5,
 one run each): after three CPU-minutes 0.55 and 0.58, 0.53 and 0.54, the same again 0.55 and 0.52, in Nairobi, 0.63 and
-0.63, 0.58 and 0.63 in Zanzibar, 0.62 and 0.59, 0.62 and 0.68 in Las Vegas; after ten 0.55 and 0.52 in Nairobi, 0.74
-and 0.76 in Las Vegas.
+0.63, 0.58 and 0.63 in Zanzibar, 0.62 and 0.59, 0.62 and 0.68 in Las Vegas; after ten 0.55 and 0.52, again
+0.54, in Nairobi, 0.65 and 0.63 in Zanzibar, 0.74 and 0.76 in Las Vegas.
 
 Rejected: the hardest chips of many drawn (Shrivastava et al. 2016, arXiv 1604.03540), which takes a forward pass for
 each chip that is not learnt from; weights that change with every step, with which a chip would follow from the whole

@@ -10,8 +10,10 @@ classes is left out where it costs as much. Objects that touch are not cut apart
 A training does so only when it is told (`fit_rules`), for rules that suit the towns learnt from need not suit others:
 after 3 CPU-minutes, one run each, it moved Jaccard and F1 in Nairobi from 0.548 and 0.664 to 0.552 and 0.667, in
 Zanzibar from 0.632 and 0.578 to 0.639 and 0.596, in Las Vegas from 0.621 and 0.246 to 0.562 and 0.205
-(`benchmarks.accuracy`, "rules fitted"). Least sizes are those of the labels otherwise (`grounds`). Rejected: all values of all rules
-together, for what is won on some scenes by one of thousands of combinations is chance.
+(`benchmarks.accuracy`, "rules fitted"). Least sizes are those of the labels otherwise (`grounds`).
+
+Rejected: all values of all rules together, for what is won on some scenes by one of thousands of combinations is
+chance.
 """
 
 from __future__ import annotations
