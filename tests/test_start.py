@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from rasterio.windows import Window
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,15 @@ FAST = {"chip": 32, "batch": 4, "width": 4, "depth": 2, "stem": 2, "rounds": 1, 
 STILL = {"learning_rate": 1e-12, "steps": 1}
 """A training that moves nothing that shows."""
 ENCODER = {"chip": 32, "batch": 4, "rounds": 1, "precision": "fp32", "device": "cpu"}
+OWN_SENSOR = """
+kind = "sensor"
+title = "Mine"
+source = "made here"
+bands = [ { name = "red", low_nm = 600, high_nm = 700 }, { name = "nir", low_nm = 800, high_nm = 900 } ]
+[[products]]
+name = "stack"
+bands = ["red", "nir"]
+"""
 OWN_LIST = """
 kind = "classes"
 title = "Mine"
@@ -251,6 +261,28 @@ def test_what_a_card_has_no_more_than_the_name_of_is_asked_for(tmp_path):
     with pytest.raises(UsageError, match=r"trained with data.class_spec 'mine.toml'.*give data.class_spec") as caught:
         satseg.train([data], start=tmp_path / "m.safetensors", repeat=True)
     assert caught.value.code == "E-TRN-030"
+
+
+def test_a_sensor_of_the_users_own_is_asked_for_before_data_are_opened(tmp_path):
+    """Without it the bands have other names, and an index would ask for those."""
+    spec, (named, labels) = tmp_path / "mine.toml", squares(tmp_path)
+    spec.write_text(OWN_SENSOR)
+    with rasterio.open(named) as there:
+        scene = write_tiff(tmp_path / "s.tif", there.read(), transform=there.transform, crs=there.crs)
+    told = {"sensor": str(spec)}
+    old, again = repetition_of(tmp_path, [(scene, labels)], indices=("ndvi",), again=told, **told)
+    assert old.band_names == ("red", "nir", "ndvi")
+    assert same_model(old, again)
+    with pytest.raises(UsageError, match=r"trained with data.sensor 'mine.toml'"):
+        satseg.train([(tmp_path / "absent.tif", labels)], start=tmp_path / "m.safetensors", repeat=True)
+
+
+def test_whether_a_vrt_names_the_same_files_is_not_known_and_said(tmp_path, caplog):
+    scene, labels = squares(tmp_path)
+    rasterio.shutil.copy(scene, tmp_path / "s.vrt", driver="VRT")
+    old, again = repetition_of(tmp_path, [(tmp_path / "s.vrt", labels)], allow_driver=("VRT",))
+    assert same_model(old, again)
+    assert "s.vrt has the pixels that m.safetensors learnt from cannot be told" in caplog.text
 
 
 def test_a_repetition_is_resumed_and_takes_its_data_from_a_run_file(trained, tmp_path):
