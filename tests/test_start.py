@@ -249,7 +249,7 @@ def test_what_cannot_be_compared_or_is_another_option_is_told_of(trained, tmp_pa
     assert "no mere repetition" not in caplog.text
     caplog.clear()
     again = satseg.train([data], start=path, repeat=True, seed=6, batch=4)
-    assert "no mere repetition of the training of m.safetensors, for it had another train.seed=6\n" in caplog.text
+    assert "no mere repetition: m.safetensors was not trained with train.seed=6\n" in caplog.text
     assert again.card.training.seed == 6
 
 

@@ -66,7 +66,7 @@ def repeated(start: Start, run: RunConfig) -> RunConfig:
         if (section, option) not in same and value not in (None, before[section][option])
     ]
     if changed:
-        log.warning("no mere repetition of the training of %s, for it had another %s", name, ", ".join(changed))
+        log.warning("no mere repetition: %s was not trained with %s", name, ", ".join(changed))
     return merged.model_copy(update={"model": merged.model.model_copy(update={"start": None, "repeat": False})})
 
 
