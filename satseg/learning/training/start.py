@@ -245,8 +245,6 @@ def _options_of(card: ModelCard, *, repeat: bool) -> dict[str, dict[str, Any]]:
             content["data"].pop(name)
     for name in ("start", *(() if repeat else ("weights", "freeze", "inflate"))):  # of that training's own start
         content["model"].pop(name, None)
-    if names_file(content["model"].get("weights", "")):
-        content["model"].pop("weights")
     if card.architecture.name in ("smp", "ternausnet"):  # what an earlier version told of others
         for name in idle_options(card.architecture.name):
             content["model"].pop(name, None)
