@@ -18,6 +18,7 @@ from pathlib import Path
 from satseg.errors import UsageError
 from satseg.learning.card import FileHash, ModelCard, TrainingSource
 from satseg.learning.ground.grounds import Prepared, source_of
+from satseg.learning.ground.split import Ground
 from satseg.learning.training.start import Start
 from satseg.options import names_file
 from satseg.run import RunConfig
@@ -56,7 +57,8 @@ def repeated(start: Start, run: RunConfig) -> RunConfig:
                 f"{name} was trained with {section}.{option} {file!r}, of which its card has no more than the name",
                 hint=f"give {section}.{option} with the path of that file", code="E-TRN-030",
             )  # fmt: skip
-    known, merged = start.known(run), start.options(run)
+    known = start.known(run)
+    merged = start.options(run, known)
     before, after = known.model_dump(), merged.model_dump()
     same = {*AGAIN, *((section, option) for section, option, _ in files)}
     changed = [
@@ -83,7 +85,7 @@ def check_same(start: Start, prepared: Prepared, weights: FileHash | None) -> No
     else:
         log.warning("the card of %s is from before labels had a digest: its scenes alone are compared", name)
     for role, there, grounds in sides:
-        fault = _other_data(there, [*map(source_of, grounds)], resampled=resampled)
+        fault = _other_data(there, grounds, resampled=resampled)
         if fault is not None:
             raise UsageError(
                 f"{name} learnt from another {role}: {fault}",
@@ -102,11 +104,12 @@ def check_same(start: Start, prepared: Prepared, weights: FileHash | None) -> No
         )  # fmt: skip
 
 
-def _other_data(there: Sequence[TrainingSource], here: Sequence[TrainingSource], *, resampled: bool) -> str | None:
-    """What tells sources from each other, in order; None where nothing does."""
+def _other_data(there: Sequence[TrainingSource], here: Sequence[Ground], *, resampled: bool) -> str | None:
+    """What tells grounds from the sources learnt from, in order; None where nothing does."""
     if len(there) != len(here):
         return f"{len(there)} of them there, {len(here)} here"
-    for place, (one, other) in enumerate(zip(there, here, strict=True), 1):
+    for place, (one, ground) in enumerate(zip(there, here, strict=True), 1):
+        other = source_of(ground)  # reads all of its files
         was, now = (", ".join(file.name for file in source.files) or "no file" for source in (one, other))
         if [file.sha256 for file in one.files] != [file.sha256 for file in other.files]:
             return f"number {place} was {was}, and {now} here has other bytes"

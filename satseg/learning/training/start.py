@@ -62,10 +62,10 @@ class Start:
         network, card = load_bundle(path)
         return cls(FileHash.of(path), card, network.state_dict())
 
-    def options(self, run: RunConfig) -> RunConfig:
-        """`run`, and where it is not told, what the model's training was told; raises as `RunConfig.from_options`."""
+    def options(self, run: RunConfig, known: RunConfig | None = None) -> RunConfig:
+        """`run`, and where it is not told, what is `known` of the training; raises as `RunConfig.from_options`."""
         given = _given(run)
-        merged = RunConfig.from_options(given, base=self.known(run))
+        merged = RunConfig.from_options(given, base=known or self.known(run))
         fields = type(run.model).model_fields
         idle = [name for name in sorted(OF_ENCODERS & given.keys()) if given[name] != fields[name].default]
         if idle and merged.model.kind == "unet":
